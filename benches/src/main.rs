@@ -1,0 +1,3 @@
+//! Benchmarks: ratios against a named peer in the same run.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The configuration language of DRBD 8.3 and 8.4.

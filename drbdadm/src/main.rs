@@ -1,0 +1,3 @@
+//! drbdadm: from drbd.conf to steps, printed or run.
+
+fn main() {}

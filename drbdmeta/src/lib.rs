@@ -1,0 +1,1 @@
+//! DRBD meta-data on disk: library and command.

@@ -1,0 +1,3 @@
+//! The command `drbdmeta`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Units, numbers and every user-visible spelling of drbdrs.

@@ -1,0 +1,3 @@
+//! Task runner: demo, test, lint, deps, fuzz, bench.
+
+fn main() {}
