@@ -1,3 +1,141 @@
-//! Task runner: demo, test, lint, deps, fuzz, bench.
+//! Task runner: everything that a person or CI does with the tree, as single commands.
+//!
+//! `cargo xtask demo` and `cargo xtask test` are the two commands of the README.
 
-fn main() {}
+mod demo;
+mod deps;
+mod run;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::run::Failure;
+
+/// Tasks of the drbdrs tree.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Builds everything and shows what it can do, in a new directory, without root.
+    Demo {
+        /// Keep the directory and say where it is.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Runs all tests; at the end lists by name what was skipped for want of a tool.
+    Test {
+        /// Install the Debian packages that tests need (root only, with apt-get).
+        #[arg(long)]
+        install: bool,
+        /// A missing tool is a failure instead of a skip (what CI uses).
+        #[arg(long)]
+        no_skip: bool,
+        /// Further words for the test runner, for example a filter.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Formatting, clippy with warnings as errors, and the tidy checks.
+    Lint,
+    /// Only the checks that no lint does: file lengths, words, licences of files.
+    Tidy,
+    /// Licences and sources of all dependencies against deny.toml (works offline).
+    Deps,
+    /// Long runs of a randomised suite.
+    Soak {
+        #[command(subcommand)]
+        suite: Soak,
+    },
+    /// Runs a fuzz target for a while (needs cargo-fuzz).
+    Fuzz {
+        /// Name of the target below fuzz/fuzz_targets.
+        target: String,
+        /// How long, in minutes.
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
+    /// Runs a benchmark from benches/ in the release profile.
+    Bench {
+        /// Name without the ending, for example `conf`.
+        name: String,
+        /// Options for the benchmark.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Soak {
+    /// Random configurations, ours against the original drbdadm-84.
+    Conf {
+        /// How many configurations.
+        #[arg(long, default_value_t = 100_000)]
+        cases: u64,
+        /// First seed.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().task {
+        Task::Demo { keep } => demo::demo(keep),
+        Task::Test { install, no_skip, rest } => test::test(install, no_skip, &rest),
+        Task::Lint => lint(),
+        Task::Tidy => tidy::tidy(),
+        Task::Deps => deps::deps(),
+        Task::Soak { suite } => soak(&suite),
+        Task::Fuzz { target, minutes } => fuzz(&target, minutes),
+        Task::Bench { name, rest } => bench(&name, &rest),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(text)) => {
+            eprintln!("xtask: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn lint() -> Result<(), Failure> {
+    run::cargo(&["fmt", "--all", "--check"])?;
+    run::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    tidy::tidy()
+}
+
+fn soak(suite: &Soak) -> Result<(), Failure> {
+    let Soak::Conf { cases, seed } = suite;
+    run::cargo(&["build", "--release", "-p", "drbdadm"])?;
+    let cases = cases.to_string();
+    let seed = seed.map(|s| s.to_string());
+    let mut words =
+        vec!["run", "--release", "-p", "drbdrs-tests", "--bin", "conf-soak", "--", "--cases"];
+    words.push(&cases);
+    if let Some(seed) = &seed {
+        words.extend(["--seed", seed]);
+    }
+    run::cargo(&words)
+}
+
+fn fuzz(target: &str, minutes: u32) -> Result<(), Failure> {
+    let seconds = format!("-max_total_time={}", u64::from(minutes) * 60);
+    // libFuzzer's instrumentation flags are unstable; this makes the pinned compiler take them.
+    run::command("cargo", &["fuzz", "run", target, "--", &seconds, "-rss_limit_mb=256"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .run()
+}
+
+fn bench(name: &str, rest: &[String]) -> Result<(), Failure> {
+    run::cargo(&["build", "--release", "-p", "drbdadm", "-p", "drbdmeta"])?;
+    let bin = format!("{name}-bench");
+    let mut words = vec!["run", "--release", "-p", "drbdrs-benches", "--bin", &bin, "--"];
+    words.extend(rest.iter().map(String::as_str));
+    run::cargo(&words)
+}
