@@ -114,6 +114,19 @@ pub struct Volume {
     pub device_span: Option<Span>,
     /// See `device_span`.
     pub disk_span: Option<Span>,
+    /// Its minor is entered among the unique names already.
+    pub(crate) claimed: bool,
+}
+
+impl Volume {
+    /// The device's name: as written, or made from the minor.
+    pub fn device_name(&self) -> BString {
+        match (&self.device, self.minor) {
+            (Some(name), _) => name.clone(),
+            (None, Some(minor)) => format!("/dev/drbd{minor}").into(),
+            (None, None) => BString::default(),
+        }
+    }
 }
 
 /// `proxy on a b { }` of a host section.

@@ -1,0 +1,79 @@
+//! Checks of one resource after parsing. Spec: config-and-drbdadm.md §6.5.
+
+use bstr::{BStr, BString, ByteSlice};
+
+use crate::expand::unknown_resync_after;
+use crate::model::Resource;
+use crate::parse::Loaded;
+use crate::resolve::{peer, place};
+
+/// Checks the resource with this index; complaints are added to `loaded.diagnostics`.
+///
+/// `terminal`: an unknown `resync-after` is an error only there.
+pub fn check_resource(loaded: &mut Loaded, at: usize, chosen: Option<&BStr>, terminal: bool) {
+    let Some(resource) = loaded.config.resources.get(at) else { return };
+    let head = place(&loaded.sources, resource);
+    let span = Some(resource.span);
+    if let Some(text) = resync_after(loaded, resource, &head) {
+        if terminal {
+            loaded.diagnostics.error(text, span);
+        } else {
+            loaded.diagnostics.remark(text, span);
+            drop_resync_after(loaded, at);
+        }
+    }
+    let Some(resource) = loaded.config.resources.get(at) else { return };
+    if resource.is_ignored() {
+        return;
+    }
+    let peer = peer(resource, chosen).ok();
+    let mut texts = Vec::new();
+    let both = resource.become_primary_on.iter().any(|n| n == "both");
+    if both && !allows_two_primaries(resource) {
+        texts.push(format!(
+            "{head}:\nbecome-primary-on is set to both, but allow-two-primaries is not set."
+        ));
+    }
+    if let (Some(peer), Some(me)) = (peer, resource.me()) {
+        if me.proxy.is_some() != peer.proxy.is_some() {
+            texts.push(format!(
+                "{head}:\n\tEither both 'on' sections must contain a proxy subsection, or none."
+            ));
+        }
+        for name in &resource.become_primary_on {
+            let known = [me, peer].iter().any(|h| h.names.contains(name)) || name == "both";
+            if !known {
+                texts.push(format!(
+                    "{head}:\n\tbecome-primary-on contains '{name}', which is not named with the \
+                     'on' sections."
+                ));
+            }
+        }
+    }
+    for text in texts {
+        loaded.diagnostics.error(text, span);
+    }
+}
+
+/// `allow-two-primaries` is there and not `no` (which the original takes for set).
+fn allows_two_primaries(resource: &Resource) -> bool {
+    let last = resource.net.items.iter().rfind(|o| o.spec.name == "allow-two-primaries");
+    last.is_some_and(|o| o.value.as_ref().is_none_or(|v| v != "no"))
+}
+
+fn resync_after(loaded: &Loaded, resource: &Resource, head: &str) -> Option<String> {
+    let option = resource.disk.items.iter().find(|o| o.spec.name == "resync-after")?;
+    let value: BString = option.value.clone()?;
+    let name = value.split_once_str("/").map_or(value.as_slice(), |(name, _)| name);
+    match loaded.config.resources.iter().find(|r| r.name == name) {
+        None => Some(unknown_resync_after(head, &value, "")),
+        Some(r) if r.is_ignored() => Some(unknown_resync_after(head, &value, " on this host")),
+        Some(_) => None,
+    }
+}
+
+fn drop_resync_after(loaded: &mut Loaded, at: usize) {
+    if let Some(resource) = loaded.config.resources.get_mut(at) {
+        resource.disk.items.retain(|o| o.spec.name != "resync-after");
+    }
+}

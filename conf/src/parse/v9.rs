@@ -1,0 +1,352 @@
+//! Syntax that only version 9 files have: accepted where it means a two-node resource, refused by
+//! name otherwise. Spec: config-and-drbdadm.md §18.
+//!
+//! The words are not reserved (an 8.4 file may use them as names), so they arrive here as plain
+//! words where no 8.4 statement begins.
+
+use bstr::{BString, ByteSlice};
+
+use super::{Parsed, Parser, Stop};
+use crate::keyword::Keyword;
+use crate::lex::{Kind, Token};
+use crate::model::{Address, HostSection, Opt, OptionList, Resource, Span};
+use crate::options::{self, Section};
+
+/// Options of version 9 that are accepted and do nothing.
+const IGNORED_OPTIONS: [&str; 12] = [
+    "auto-promote",
+    "quorum",
+    "on-no-quorum",
+    "quorum-minimum-redundancy",
+    "on-suspended-primary-outdated",
+    "peer-ack-window",
+    "peer-ack-delay",
+    "twopc-timeout",
+    "twopc-retry-timeout",
+    "auto-promote-timeout",
+    "max-io-depth",
+    "drbd8-api-compatibility",
+];
+
+/// Net and disk options of version 9 that are refused by name.
+const REFUSED_OPTIONS: [&str; 12] = [
+    "load-balance-paths",
+    "allow-remote-read",
+    "tls",
+    "tls-keyring",
+    "tls-privkey",
+    "tls-certificate",
+    "rdma-ctrl-rcvbuf-size",
+    "rdma-ctrl-sndbuf-size",
+    "max-bio-size",
+    "block-size",
+    "discard-granularity",
+    "bitmap",
+];
+
+/// Statements of version 9 that are refused by name.
+const REFUSED_STATEMENTS: [&str; 7] = [
+    "template-file",
+    "_peer_node_id",
+    "_cstate",
+    "_unknown",
+    "via",
+    "outside-address",
+    "tiebreaker",
+];
+
+/// What the current resource has said in version 9 syntax.
+#[derive(Default)]
+pub(super) struct Version9 {
+    addresses: Vec<(BString, Address)>,
+    connections: usize,
+    /// Hosts whose address may still come from a connection.
+    awaiting: Vec<BString>,
+}
+
+impl Parser<'_> {
+    fn refuse_v9(&mut self, span: Span, construct: &str) -> Stop {
+        let text = format!("'{construct}' belongs to DRBD 9 and is not supported");
+        self.later_at(span, &text);
+        Stop(10)
+    }
+
+    fn refuse_more_than_two(&mut self, span: Span) -> Stop {
+        self.later_at(span, "more than two nodes (DRBD 9) are not supported");
+        Stop(10)
+    }
+
+    pub(super) fn refuse_v9_top_level(&mut self, token: &Token) -> Parsed {
+        if token.kind == Kind::Word && token.text == "template-file" {
+            return Err(self.refuse_v9(token.span, "template-file"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse_v9_disk_none(&mut self, token: &Token, span: Span) -> Parsed {
+        if token.kind == Kind::Word && token.text == "none" {
+            return Err(self.refuse_v9(span, "disk none"));
+        }
+        Ok(())
+    }
+
+    /// An option that the 8.4 table does not have; `false`: not one of version 9 either.
+    pub(super) fn v9_option(
+        &mut self,
+        section: Section,
+        token: &Token,
+        list: &mut OptionList,
+    ) -> Parsed<bool> {
+        let Ok(word) = token.text.to_str() else { return Ok(false) };
+        if token.kind != Kind::Word {
+            return Ok(false);
+        }
+        match (section, word) {
+            (Section::Options, w) if IGNORED_OPTIONS.contains(&w) => {
+                let value = self.v9_value()?;
+                let harmless = matches!(value.as_slice(), b"no" | b"off");
+                if !harmless && matches!(w, "auto-promote" | "quorum") {
+                    let at = self.place(token.span);
+                    let text = format!("{at} '{w} {value}' belongs to DRBD 9 and is ignored");
+                    self.diagnostics.remark(text, Some(token.span));
+                }
+            }
+            (Section::Handlers, "quorum-lost" | "disconnected") => {
+                self.v9_value()?;
+            }
+            (Section::Net, "transport") => {
+                let value = self.v9_value()?;
+                if value != "tcp" {
+                    return Err(self.refuse_v9(token.span, &format!("transport {value}")));
+                }
+            }
+            (Section::Net | Section::Disk, w) if REFUSED_OPTIONS.contains(&w) => {
+                return Err(self.refuse_v9(token.span, w));
+            }
+            _ => return Ok(false),
+        }
+        let _ = list;
+        Ok(true)
+    }
+
+    /// Value of an ignored option: anything up to the semicolon.
+    fn v9_value(&mut self) -> Parsed<BString> {
+        let token = self.next();
+        match token.kind {
+            Kind::Punct(b';') => return Ok("yes".into()),
+            Kind::Key(Keyword::Yes | Keyword::No) => {}
+            Kind::Word | Kind::Quoted | Kind::Number => {}
+            _ => return Err(self.not_a_word("TK_STRING | TK_INTEGER", &token)),
+        }
+        self.punct(b';')?;
+        Ok(token.text)
+    }
+
+    /// A statement of a resource; `false`: not one of version 9.
+    pub(super) fn v9_resource_statement(
+        &mut self,
+        res: &mut Resource,
+        token: &Token,
+    ) -> Parsed<bool> {
+        let Ok(word) = token.text.to_str() else { return Ok(false) };
+        if token.kind != Kind::Word {
+            return Ok(false);
+        }
+        match word {
+            "connection" => self.connection(res, token.span)?,
+            "connection-mesh" => self.connection_mesh(res, token.span)?,
+            w if w.starts_with("require-drbd-module-version-") => {
+                self.next();
+                self.punct(b';')?;
+            }
+            w if REFUSED_STATEMENTS.contains(&w) => return Err(self.refuse_v9(token.span, w)),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// `connection-mesh { hosts a b; net { } }`.
+    fn connection_mesh(&mut self, res: &mut Resource, span: Span) -> Parsed {
+        self.count_connection(span)?;
+        self.punct(b'{')?;
+        loop {
+            let token = self.next();
+            self.statement = token.span;
+            match token.kind {
+                Kind::Punct(b'}') => return Ok(()),
+                Kind::Key(Keyword::Net) => self.connection_net(res)?,
+                Kind::Word if token.text == "hosts" => {
+                    if self.hosts(b';')?.len() > 2 {
+                        return Err(self.refuse_more_than_two(token.span));
+                    }
+                }
+                _ => return Err(self.expected("hosts | net", &token, super::Form::Plain)),
+            }
+        }
+    }
+
+    fn count_connection(&mut self, span: Span) -> Parsed {
+        self.v9.connections += 1;
+        if self.v9.connections > 1 {
+            return Err(self.refuse_more_than_two(span));
+        }
+        Ok(())
+    }
+
+    /// `connection [name] { host a address ..; host b ..; path { } net { } disk { } }`.
+    fn connection(&mut self, res: &mut Resource, span: Span) -> Parsed {
+        self.count_connection(span)?;
+        let token = self.next();
+        match token.kind {
+            Kind::Punct(b'{') => {}
+            _ => {
+                if !matches!(token.kind, Kind::Word | Kind::Quoted) {
+                    return Err(self.not_a_word("TK_STRING | {", &token));
+                }
+                self.punct(b'{')?;
+            }
+        }
+        let (mut hosts, mut paths, mut depth) = (0usize, 0usize, 1usize);
+        while depth > 0 {
+            let token = self.next();
+            self.statement = token.span;
+            match token.kind {
+                Kind::Punct(b'}') => depth -= 1,
+                Kind::Key(Keyword::Net) if depth == 1 => self.connection_net(res)?,
+                Kind::Key(Keyword::Disk) if depth == 1 => {
+                    let list = self.option_section(Section::Disk)?;
+                    res.disk.items.extend(list.items);
+                }
+                Kind::Word if token.text == "path" && depth == 1 => {
+                    paths += 1;
+                    if paths > 1 {
+                        return Err(self.refuse_v9(token.span, "path (more than one)"));
+                    }
+                    hosts = 0;
+                    self.punct(b'{')?;
+                    depth += 1;
+                }
+                Kind::Word if token.text == "host" => {
+                    hosts += 1;
+                    if hosts > 2 {
+                        return Err(self.refuse_more_than_two(token.span));
+                    }
+                    self.connection_host(token.span)?;
+                }
+                Kind::Word if token.text == "volume" => {
+                    return Err(self.refuse_v9(token.span, "volume in connection"));
+                }
+                _ => return Err(self.expected("host | net | path", &token, super::Form::Plain)),
+            }
+        }
+        self.give_addresses(res);
+        Ok(())
+    }
+
+    /// `host name [address addr | port n];`
+    fn connection_host(&mut self, span: Span) -> Parsed {
+        let name = self.word("TK_STRING")?.text;
+        let token = self.next();
+        match token.kind {
+            Kind::Punct(b';') => return Ok(()),
+            Kind::Key(Keyword::Address) => {
+                let address = self.address(span)?;
+                self.unique_address(&address, std::slice::from_ref(&name))?;
+                self.v9.addresses.push((name, address));
+            }
+            Kind::Word if token.text == "port" || token.text == "via" => {
+                let word = token.text.to_string();
+                return Err(self.refuse_v9(token.span, &word));
+            }
+            _ => return Err(self.expected("address | ;", &token, super::Form::Plain)),
+        }
+        self.punct(b';')?;
+        Ok(())
+    }
+
+    fn connection_net(&mut self, res: &mut Resource) -> Parsed {
+        let list = self.option_section(Section::Net)?;
+        res.net.items.extend(list.items);
+        Ok(())
+    }
+
+    /// `node-id N;` of a host section.
+    pub(super) fn v9_host_statement(
+        &mut self,
+        host: &mut HostSection,
+        token: &Token,
+    ) -> Parsed<bool> {
+        if token.kind != Kind::Word || token.text != "node-id" {
+            return Ok(false);
+        }
+        let number = self.number()?;
+        let id = self.range("node-id", &number, options::Unit::One, 0, 31)?;
+        host.node_id = u32::try_from(id).ok();
+        self.punct(b';')?;
+        Ok(true)
+    }
+
+    /// `net { fencing X; }` of version 9 is a disk option here.
+    pub(super) fn v9_net_fencing(&mut self, res: &mut Resource) {
+        let is_fencing = |o: &Opt| o.spec.name == "fencing" && o.spec.section == Section::Disk;
+        let moved: Vec<Opt> = res.net.items.extract_if(.., |o| is_fencing(o)).collect();
+        res.disk.items.extend(moved);
+    }
+
+    /// A host without address: will a connection section of this resource give it one?
+    pub(super) fn v9_address_may_follow(&mut self, host: &mut HostSection) -> bool {
+        let known = self.v9.addresses.iter().find(|(name, _)| host.names.contains(name));
+        if let Some((_, address)) = known {
+            host.address = Some(address.clone());
+            return true;
+        }
+        if !self.connection_ahead() {
+            return false;
+        }
+        self.v9.awaiting.extend(host.names.first().cloned());
+        true
+    }
+
+    /// Looks for the word `connection` on the level of the resource, without taking anything.
+    fn connection_ahead(&self) -> bool {
+        let Some(input) = self.inputs.last() else { return false };
+        let mut lexer = input.lexer.clone();
+        let mut depth = 0usize;
+        loop {
+            let token = lexer.next();
+            match token.kind {
+                Kind::End => return false,
+                Kind::Punct(b'{') => depth += 1,
+                Kind::Punct(b'}') if depth == 0 => return false,
+                Kind::Punct(b'}') => depth -= 1,
+                Kind::Word if depth == 0 && token.text == "connection" => return true,
+                _ => {}
+            }
+        }
+    }
+
+    fn give_addresses(&mut self, res: &mut Resource) {
+        for host in &mut res.hosts {
+            if host.address.is_none() {
+                let known = self.v9.addresses.iter().find(|(name, _)| host.names.contains(name));
+                host.address = known.map(|(_, address)| address.clone());
+            }
+        }
+    }
+
+    /// End of a resource: hosts that were promised an address and got none.
+    pub(super) fn v9_finish(&mut self, res: &mut Resource) {
+        self.v9_net_fencing(res);
+        let v9 = std::mem::take(&mut self.v9);
+        for name in v9.awaiting {
+            let host = res.hosts.iter().find(|h| h.names.first() == Some(&name));
+            if let Some(host) = host.filter(|h| h.address.is_none()) {
+                let text = format!(
+                    "in resource {}, on {name} {{ ... }}: 'address' keyword missing.",
+                    res.name
+                );
+                self.later_at(host.span, &text);
+            }
+        }
+    }
+}
