@@ -1,0 +1,107 @@
+//! proxy-up, proxy-down. Spec: config-and-drbdadm.md §9.4.
+
+use bstr::{BString, ByteSlice};
+use drbd_conf::model::{HostSection, ProxySection, Resource};
+
+use crate::app::{App, Exit};
+use crate::backend::{Call, Program, Step};
+use crate::command::TimeClass;
+use crate::lines::endpoint;
+use crate::{print, run};
+
+/// Both ends of a proxy connection.
+pub struct ProxyPair<'r> {
+    me: &'r HostSection,
+    own: &'r ProxySection,
+    peer: &'r ProxySection,
+}
+
+/// Runs the command on one resource.
+///
+/// # Errors
+/// There is no usable proxy configuration (with `all` that only skips the resource).
+pub fn run(app: &App, resource: &Resource, all: bool) -> Result<i32, Exit> {
+    let pair = match pair(app, resource) {
+        Ok(pair) => pair,
+        Err(text) => {
+            print::complain(text);
+            return if all { Ok(0) } else { Err(Exit(10)) };
+        }
+    };
+    let steps = if app.invocation.command.name == "proxy-up" {
+        up(resource, &pair)
+    } else {
+        vec![down(resource, &pair)]
+    };
+    Ok(run::run_steps(app, &steps))
+}
+
+fn pair<'r>(app: &App, resource: &'r Resource) -> Result<ProxyPair<'r>, String> {
+    let (name, node) = (&resource.name, &app.node);
+    let no_config = format!("There is no proxy config for host {node} in resource {name}.");
+    let me = resource.me().ok_or(no_config.clone())?;
+    let own = me.proxy.as_ref().ok_or(no_config)?;
+    if !own.on.contains(node) {
+        return Err(format!("The proxy config in resource {name} is not for {node}."));
+    }
+    let peer = app
+        .peer(resource)
+        .ok_or_else(|| format!("Cannot determine the peer in resource {name}."))?;
+    let peer = peer
+        .proxy
+        .as_ref()
+        .ok_or_else(|| format!("There is no proxy config for the peer in resource {name}."))?;
+    Ok(ProxyPair { me, own, peer })
+}
+
+fn connection_name(resource: &Resource, pair: &ProxyPair<'_>) -> BString {
+    let join = |names: &[BString]| BString::from(bstr::join("_", names));
+    format!("{}-{}-{}", resource.name, join(&pair.peer.on), join(&pair.own.on)).into()
+}
+
+fn ctl(resource: &Resource) -> Call {
+    Call::new(Program::ProxyCtl, &resource.name, TimeClass::Short)
+}
+
+fn as_step(name: &'static str, call: Call) -> Step {
+    Step { call, ignore_code: false, link: None, name }
+}
+
+fn up(resource: &Resource, pair: &ProxyPair<'_>) -> Vec<Step> {
+    let name = connection_name(resource, pair);
+    let end = |a: Option<&drbd_conf::model::Address>| a.map(endpoint).unwrap_or_default();
+    let add = format!(
+        "add connection {name} {} {} {} {}",
+        end(pair.own.inside.as_ref()),
+        end(pair.peer.outside.as_ref()),
+        end(pair.own.outside.as_ref()),
+        end(pair.me.address.as_ref())
+    );
+    let mut steps = vec![as_step("proxy-up", ctl(resource).arg("-c").arg(add))];
+    let mut set = ctl(resource);
+    let mut is_empty = true;
+    let options =
+        if pair.own.options.items.is_empty() { &resource.proxy } else { &pair.own.options };
+    for option in &options.items {
+        let value = option.value.clone().unwrap_or_default();
+        set = set.arg("-c").arg(format!("set {} {name} {value}", option.spec.name));
+        is_empty = false;
+    }
+    let plugins = if pair.own.plugins.is_empty() { &resource.plugins } else { &pair.own.plugins };
+    if !plugins.is_empty() {
+        is_empty = false;
+        let end = BString::from("END");
+        for (at, plugin) in plugins.iter().chain([&end]).enumerate() {
+            set = set.arg("-c").arg(format!("set plugin {name} {at} {plugin}"));
+        }
+    }
+    if !is_empty {
+        steps.push(as_step("proxy-up", set));
+    }
+    steps
+}
+
+fn down(resource: &Resource, pair: &ProxyPair<'_>) -> Step {
+    let name = connection_name(resource, pair);
+    as_step("proxy-down", ctl(resource).arg("-c").arg(format!("del connection {}", name.as_bstr())))
+}
