@@ -12,7 +12,7 @@ use crate::parse::Loaded;
 use crate::resolve::place;
 
 /// "Add missing": options whose name the child lacks are put in front of the child's list.
-fn add_missing(child: &mut OptionList, parent: &OptionList) {
+pub fn add_missing(child: &mut OptionList, parent: &OptionList) {
     if parent.items.is_empty() {
         return;
     }
@@ -31,6 +31,8 @@ pub fn expand(config: &mut Config) {
             inherit_common(resource, common);
         }
         inherit_volumes(resource);
+        inherit_proxies(resource);
+        name_devices(resource);
     }
 }
 
@@ -47,6 +49,24 @@ fn inherit_common(resource: &mut Resource, common: &Resource) {
     }
     if resource.plugins.is_empty() {
         resource.plugins.clone_from(&common.plugins);
+    }
+}
+
+/// Proxy sections of hosts inherit from the resource; its plugins stand in front.
+fn inherit_proxies(resource: &mut Resource) {
+    let Resource { hosts, proxy, plugins, .. } = resource;
+    for section in hosts.iter_mut().filter_map(|h| h.proxy.as_mut()) {
+        add_missing(&mut section.options, proxy);
+        section.plugins.splice(0..0, plugins.iter().cloned());
+    }
+}
+
+/// Volumes without a device name are called after their minor. Spec §4.4.
+fn name_devices(resource: &mut Resource) {
+    for volume in resource.hosts.iter_mut().flat_map(|h| h.volumes.iter_mut()) {
+        if volume.device.is_none() && volume.minor.is_some() {
+            volume.device = Some(volume.device_name());
+        }
     }
 }
 

@@ -83,7 +83,9 @@ impl Token {
             Kind::Ipv4 => 280,
             Kind::Number => 281,
             Kind::Word | Kind::Quoted => 282,
-            Kind::Other | Kind::Bad(_) => 283,
+            Kind::Other | Kind::Bad(Flaw::Unterminated) => 283,
+            Kind::Bad(Flaw::WordTooLong) => 308,
+            Kind::Bad(Flaw::QuotedTooLong) => 309,
             Kind::Ipv6 => 316,
             Kind::Key(k) => k.number(),
         }

@@ -53,7 +53,7 @@ pub fn place(sources: &Sources, resource: &Resource) -> String {
 
 /// The stacked sections get the host names of the resource below. Spec §4.3.
 fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>, terminal: bool) {
-    let Loaded { config, sources, diagnostics, uniques, end, .. } = loaded;
+    let Loaded { config, sources, diagnostics, uniques, end, exit, .. } = loaded;
     for at in 0..config.resources.len() {
         let Some(resource) = config.resources.get(at) else { continue };
         let mut named = Vec::new();
@@ -86,14 +86,18 @@ fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>,
             {
                 let Some(minor) = volume.minor else { continue };
                 let key = format!("device-minor:{name}:{minor}");
-                // The complaint is remembered; resolution goes on so that all are shown.
-                let _ = uniques.claim(
+                let claimed = uniques.claim(
                     "device-minor",
                     key.as_bytes().as_bstr(),
                     *end,
                     sources,
                     diagnostics,
                 );
+                if claimed.is_err() {
+                    // As while parsing, a conflict ends the program at once.
+                    *exit = Some(10);
+                    return;
+                }
             }
             named.push((i, names));
         }

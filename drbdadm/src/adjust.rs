@@ -47,6 +47,7 @@ pub fn adjust(app: &App, stages: &mut Stages, resource: &Resource) -> Result<(),
     }
     let running_volumes =
         running.and_then(|r| section(r, "_this_host")).map_or(&[][..], |h| &h.volumes);
+    crate::proxy::look_at_settings(app, resource);
     adjust_volumes(app, stages, resource, running_volumes, &compare);
     adjust_net(app, stages, resource, running, &ends, known, &compare);
     Ok(())

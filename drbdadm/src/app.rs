@@ -70,6 +70,9 @@ impl App {
         let mut app = Self { invocation, loaded, node, addresses, terminal, backend };
         app.backend.limits = limits(&app.loaded.config.global);
         app.resolve();
+        if let Some(code) = app.loaded.exit {
+            return Err(Exit(code.into()));
+        }
         if app.shows_effective() {
             expand::expand(&mut app.loaded.config);
         }
@@ -120,6 +123,7 @@ impl App {
         let minors = Minors::of(&self.loaded.config);
         let peer = self.invocation.peer.clone();
         for at in 0..self.loaded.config.resources.len() {
+            self.report_peer(at);
             let said = self.loaded.diagnostics.items.len();
             let chosen = peer.as_ref().map(|p| p.as_bstr());
             check::check_resource(&mut self.loaded, at, chosen, self.terminal);
@@ -205,11 +209,21 @@ impl App {
         self.loaded.config.resources.get(target.resource)
     }
 
-    /// The peer's section; complains if it is not known. Spec §6.5.
+    /// The peer's section.
     pub fn peer<'r>(&self, resource: &'r Resource) -> Option<&'r HostSection> {
         let chosen = self.invocation.peer.as_ref();
+        resolution::peer(resource, chosen.map(|p| p.as_bstr())).ok()
+    }
+
+    /// Complains if a command that needs the peer can not know it. Spec §6.5.
+    fn report_peer(&self, at: usize) {
+        let Some(resource) = self.loaded.config.resources.get(at) else { return };
+        if !self.invocation.command.peer || resource.is_ignored() {
+            return;
+        }
+        let chosen = self.invocation.peer.as_ref();
         match resolution::peer(resource, chosen.map(|p| p.as_bstr())) {
-            Ok(peer) => {
+            Ok(_) => {
                 if let Some(name) = chosen.filter(|_| resource.hosts.len() == 2)
                     && self.invocation.dry_run > 1
                 {
@@ -218,7 +232,6 @@ impl App {
                         "{at}:\n\tIgnoring --peer '{name}': there are only two host sections."
                     ));
                 }
-                Some(peer)
             }
             Err(why) => {
                 let text = why.text(&self.loaded.sources, resource);
@@ -226,7 +239,6 @@ impl App {
                 if matches!(why, NoPeer::Myself(_)) {
                     print::complain(&text);
                 }
-                None
             }
         }
     }

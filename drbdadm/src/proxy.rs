@@ -63,6 +63,26 @@ fn ctl(resource: &Resource) -> Call {
     Call::new(Program::ProxyCtl, &resource.name, TimeClass::Short)
 }
 
+/// adjust reads the proxy's settings, as the original does. The answer's form belongs to a product
+/// that is not at hand, so differences are not worked out, and that is said.
+pub fn look_at_settings(app: &App, resource: &Resource) {
+    let Some(me) = resource.me() else { return };
+    let Some(own) = me.proxy.as_ref().filter(|p| p.on.contains(&app.node)) else { return };
+    let Some(peer) = app.peer(resource).and_then(|p| p.proxy.as_ref()) else { return };
+    let name = connection_name(resource, &ProxyPair { me, own, peer });
+    let mut call = ctl(resource).arg("-c").arg(format!("show proxy-settings {name}"));
+    call.silent = true;
+    call.capture_stdout = true;
+    call.stderr = crate::backend::Stderr::Discard;
+    if app.backend.execute(&call).stdout.starts_with(b"proxy") {
+        let resource = &resource.name;
+        print::complain(format!(
+            "resource {resource}: settings of DRBD Proxy are not compared; after changing them \
+             use proxy-down and proxy-up"
+        ));
+    }
+}
+
 fn as_step(name: &'static str, call: Call) -> Step {
     Step { call, ignore_code: false, link: None, name }
 }
@@ -80,14 +100,12 @@ fn up(resource: &Resource, pair: &ProxyPair<'_>) -> Vec<Step> {
     let mut steps = vec![as_step("proxy-up", ctl(resource).arg("-c").arg(add))];
     let mut set = ctl(resource);
     let mut is_empty = true;
-    let options =
-        if pair.own.options.items.is_empty() { &resource.proxy } else { &pair.own.options };
-    for option in &options.items {
+    for option in &pair.own.options.items {
         let value = option.value.clone().unwrap_or_default();
         set = set.arg("-c").arg(format!("set {} {name} {value}", option.spec.name));
         is_empty = false;
     }
-    let plugins = if pair.own.plugins.is_empty() { &resource.plugins } else { &pair.own.plugins };
+    let plugins = &pair.own.plugins;
     if !plugins.is_empty() {
         is_empty = false;
         let end = BString::from("END");

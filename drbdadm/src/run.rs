@@ -51,7 +51,7 @@ pub fn one(app: &App, work: &mut Work, target: Target, all: bool) -> Result<i32,
             0
         }
         Action::Sh => sh::of_resource(app, resource, target)?,
-        Action::ShBecomePrimary => sh::become_primary(app, resource),
+        Action::ShBecomePrimary => sh::become_primary(app, resource, target),
         Action::Handler => handler::run(app, resource, target),
         Action::Proxy => proxy::run(app, resource, all)?,
         Action::Connect => connect(app, resource)?,

@@ -122,14 +122,14 @@ fn udev(app: &App, resource: &Resource, target: Target) -> i32 {
 }
 
 /// sh-b-pri: Primary where the file says so, five attempts.
-pub fn become_primary(app: &App, resource: &Resource) -> i32 {
+pub fn become_primary(app: &App, resource: &Resource, target: Target) -> i32 {
     let Some(me) = resource.me() else { return 0 };
     let wanted = resource.become_primary_on.iter().any(|n| n == "both" || me.names.contains(n));
     if !wanted {
         return 0;
     }
     let mut code = 0;
-    for volume in volumes(resource) {
+    for volume in chosen_volumes(resource, target) {
         let minor = volume.minor.unwrap_or_default();
         let call = lines(app, resource).setup_minor("primary", minor, TimeClass::Medium);
         for attempt in 0..5 {

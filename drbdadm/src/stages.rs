@@ -144,7 +144,7 @@ fn run_job(
         print::complain(format!(
             "resource {resource}: cannot configure network without knowing my peer."
         ));
-        return Err(Exit(20));
+        return Ok(20);
     }
     let ended = run_steps(app, &job.steps, progress)?;
     if ended.code != 0 {

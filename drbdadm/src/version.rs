@@ -8,7 +8,7 @@ use crate::backend::escape;
 pub const VERSION: &str = "9.22.0";
 
 /// Says what this build is.
-pub const BUILD_TAG: &str = concat!("drbdrs ", env!("CARGO_PKG_VERSION"));
+pub const BUILD_TAG: &str = concat!("GIT-hash: none drbdrs ", env!("CARGO_PKG_VERSION"));
 
 /// Version of the driver that the tools speak to, as scripts want it: 8.4.11.
 pub const KERNEL_VERSION_CODE: u32 = 0x08_040b;

@@ -24,7 +24,7 @@ use bstr::{BStr, BString, ByteSlice};
 
 use crate::diag::Diagnostics;
 use crate::keyword::Keyword;
-use crate::lex::{Kind, Lexer, Token};
+use crate::lex::{Flaw, Kind, Lexer, Token};
 use crate::model::{Config, FileId, Resource, Span};
 use crate::source::{Loader, Source, Sources, absolute_path, glob};
 use unique::Uniques;
@@ -113,7 +113,8 @@ pub fn load(request: &Request<'_>, loader: &dyn Loader) -> Result<Loaded, OpenEr
     let bytes = source.bytes.clone();
     let main = sources.add(source);
     let mut parser = Parser::new(request, loader, sources);
-    parser.inputs.push(Input { lexer: Lexer::new(bytes, main), directory });
+    let lexer = Lexer::new(bytes, main);
+    parser.inputs.push(Input { lexer, directory, pending: Vec::new() });
     parser.run();
     Ok(parser.finish(main))
 }
@@ -126,6 +127,8 @@ fn nameless(name: BString, bytes: &[u8]) -> Source {
 struct Input {
     lexer: Lexer,
     directory: PathBuf,
+    /// Files to be read before this one goes on; the last one is next.
+    pending: Vec<Pending>,
 }
 
 /// A file that an `include` named and that is not open yet.
@@ -143,8 +146,6 @@ struct Parser<'a> {
     uniques: Uniques,
     /// Open files; the last one is being read.
     inputs: Vec<Input>,
-    /// Files to be opened before the last of `inputs` goes on; the last one is next.
-    pending: Vec<Pending>,
     /// First word of the current statement: semantic errors name its line.
     statement: Span,
     /// Where the current host section, or the last option section in it, begins.
@@ -165,7 +166,6 @@ impl<'a> Parser<'a> {
             config: Config::default(),
             uniques: Uniques::default(),
             inputs: Vec::new(),
-            pending: Vec::new(),
             statement: Span::default(),
             section: Span::default(),
             end: Span::default(),
@@ -211,7 +211,7 @@ impl<'a> Parser<'a> {
 
     /// One statement of the top level; `false` at the end of everything.
     fn top_level(&mut self) -> Parsed<bool> {
-        if let Some(file) = self.pending.pop() {
+        if let Some(file) = self.inputs.last_mut().and_then(|i| i.pending.pop()) {
             self.open_include(&file);
             return Ok(true);
         }
@@ -276,7 +276,8 @@ impl<'a> Parser<'a> {
         let bytes: std::sync::Arc<[u8]> = bytes.into();
         let absolute = BString::from(absolute.as_os_str().as_bytes());
         let id = self.sources.add(Source { name, absolute, bytes: bytes.clone() });
-        self.inputs.push(Input { lexer: Lexer::new(bytes, id), directory });
+        let lexer = Lexer::new(bytes, id);
+        self.inputs.push(Input { lexer, directory, pending: Vec::new() });
     }
 
     /// `include PATTERN ;`. Spec §3.1.
@@ -295,8 +296,11 @@ impl<'a> Parser<'a> {
         if found.is_empty() && !pattern.text.iter().any(|b| matches!(b, b'?' | b'*' | b'[')) {
             self.missing_include(&pattern);
         }
-        // Last in, first out: the first of the sorted names is to be read first.
-        self.pending.extend(found.into_iter().rev().map(|(path, name)| Pending { path, name }));
+        if let Some(input) = self.inputs.last_mut() {
+            // Last in, first out: the first of the sorted names is to be read first.
+            let files = found.into_iter().rev().map(|(path, name)| Pending { path, name });
+            input.pending.extend(files);
+        }
         Ok(())
     }
 
@@ -388,8 +392,13 @@ impl<'a> Parser<'a> {
     /// Notes a syntax error. Spec §6.3.
     fn expected(&mut self, what: &str, token: &Token, form: Form) -> Stop {
         let at = self.place(token.span);
-        let shown = token.text.get(..20).unwrap_or(&token.text).as_bstr();
-        let more = if token.text.len() > 20 { "..." } else { "" };
+        // Where no word is read, an open quote is just that byte.
+        let text = match token.kind {
+            Kind::Bad(Flaw::Unterminated) => token.text.get(..1).unwrap_or_default().as_bstr(),
+            _ => token.text.as_bstr(),
+        };
+        let shown = text.get(..20).unwrap_or(text).as_bstr();
+        let more = if text.len() > 20 { "..." } else { "" };
         let mut text = format!("{at} Parse error: '{what}' expected,\n\tbut got '").into_bytes();
         text.extend_from_slice(shown);
         text.extend_from_slice(more.as_bytes());

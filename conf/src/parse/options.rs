@@ -268,10 +268,12 @@ impl Parser<'_> {
             match token.kind {
                 Kind::Word | Kind::Quoted => names.push(token.text),
                 Kind::Punct(p) if p == end && !names.is_empty() => return Ok(names),
-                _ if names.is_empty() => return Err(self.not_a_word("TK_STRING", &token)),
+                Kind::Punct(p) if p == end => {
+                    return Err(self.expected("TK_STRING", &token, Form::Numbered));
+                }
                 _ => {
                     let what = format!("TK_STRING | '{}'", char::from(end));
-                    return Err(self.not_a_word(&what, &token));
+                    return Err(self.expected(&what, &token, Form::Numbered));
                 }
             }
         }

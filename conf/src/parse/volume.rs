@@ -106,9 +106,8 @@ impl Parser<'_> {
         let mut token = self.next();
         if token.kind != Kind::Key(Keyword::Minor) {
             if !matches!(token.kind, Kind::Word | Kind::Quoted) {
-                // As the original: the complaint is about the token behind.
-                token = self.next();
-                return Err(self.expected("minor | ;", &token, Form::Plain));
+                // As the original: nothing is said here; what follows is not a statement then.
+                return Ok(VolumeStatement::Device);
             }
             name = Some(token.text);
             token = self.next();
