@@ -48,16 +48,17 @@ fn inherit_common(resource: &mut Resource, common: &Resource) {
         resource.become_primary_on.clone_from(&common.become_primary_on);
     }
     if resource.plugins.is_empty() {
-        resource.plugins.clone_from(&common.plugins);
+        // Each one goes to the front, as with options.
+        resource.plugins = common.plugins.iter().rev().cloned().collect();
     }
 }
 
-/// Proxy sections of hosts inherit from the resource; its plugins stand in front.
+/// Proxy sections of hosts inherit from the resource; its plugins are put in front.
 fn inherit_proxies(resource: &mut Resource) {
     let Resource { hosts, proxy, plugins, .. } = resource;
     for section in hosts.iter_mut().filter_map(|h| h.proxy.as_mut()) {
         add_missing(&mut section.options, proxy);
-        section.plugins.splice(0..0, plugins.iter().cloned());
+        section.plugins.splice(0..0, plugins.iter().rev().cloned());
     }
 }
 

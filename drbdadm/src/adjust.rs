@@ -24,7 +24,7 @@ use crate::{host, print};
 /// What runs can not be understood, or the peer is not known.
 pub fn adjust(app: &App, stages: &mut Stages, resource: &Resource) -> Result<(), Exit> {
     let shown = app.backend.execute(&show_call(&resource.name));
-    let loaded = parse_running(app, resource, shown.stdout)?;
+    let loaded = parse_running(resource, shown.stdout)?;
     let running = loaded.as_ref().and_then(|l| l.config.resources.first());
     let (ends, known) = ends(app, resource)?;
     let name = &resource.name;
@@ -72,7 +72,7 @@ pub fn apply_options(app: &App, stages: &mut Stages, resource: &Resource) {
 }
 
 /// Reads the output of `drbdsetup show`; nothing runs if it does not look like a resource.
-fn parse_running(app: &App, resource: &Resource, text: Vec<u8>) -> Result<Option<Loaded>, Exit> {
+fn parse_running(resource: &Resource, text: Vec<u8>) -> Result<Option<Loaded>, Exit> {
     let begins = text
         .trim_ascii_start()
         .strip_prefix(b"resource")
@@ -83,13 +83,12 @@ fn parse_running(app: &App, resource: &Resource, text: Vec<u8>) -> Result<Option
     let main = Main::Show { resource: resource.name.as_bstr(), text };
     let request = Request { main, test: None, recover: false, node_minor: host::node_minor };
     let loaded = load(&request, &SystemLoader).map_err(|_| Exit(10))?;
+    for item in loaded.diagnostics.items.iter().filter(|i| !i.native_only) {
+        print::stderr(&item.text);
+    }
     if loaded.exit.is_some() {
-        for item in &loaded.diagnostics.items {
-            print::stderr(&item.text);
-        }
         return Err(Exit(10));
     }
-    let _ = app;
     Ok(Some(loaded))
 }
 

@@ -121,6 +121,7 @@ impl App {
     /// Step 7: checks and translations of every resource in file order.
     fn check_all(&mut self) -> Result<(), Exit> {
         let minors = Minors::of(&self.loaded.config);
+        self.advise_peer_outdater();
         let peer = self.invocation.peer.clone();
         for at in 0..self.loaded.config.resources.len() {
             self.report_peer(at);
@@ -142,6 +143,21 @@ impl App {
             }
         }
         Ok(())
+    }
+
+    /// Once per run: fencing over Heartbeat's channel needs privileges. Spec §6.5.
+    fn advise_peer_outdater(&self) {
+        let names_it = |r: &Resource| {
+            let handler = r.handlers.items.iter().rfind(|o| o.spec.name == "fence-peer");
+            let text = handler.and_then(|o| o.value.as_ref());
+            text.is_some_and(|t| t.contains_str("drbd-peer-outdater"))
+        };
+        if self.loaded.config.resources.iter().any(names_it) {
+            print::complain(
+                "WARN:\n  fence-peer calls drbd-peer-outdater: dopd must be able to run drbdsetup \
+                 and drbdmeta as root.",
+            );
+        }
     }
 
     /// Step 8: chooses resources and runs the command on them.

@@ -159,11 +159,16 @@ impl Lines<'_> {
         vec![step("apply-al", self.apply_al(volume)), step("attach", attach)]
     }
 
-    /// apply-al gets only the options that drbdmeta knows; the original passes it all of them, so
-    /// that `attach --size=…` fails.
+    /// apply-al does not get the options of attach; the original passes it all of them, so that
+    /// `attach --size=…` fails.
     fn apply_al(&self, volume: &Volume) -> Call {
-        let known = |o: &BString| !o.starts_with(b"--") || o.starts_with(b"--force");
-        let extra: Vec<BString> = self.extra.iter().filter(|o| known(o)).cloned().collect();
+        let is_disk_option = |o: &BString| {
+            let word = o.strip_prefix(b"--").unwrap_or_default();
+            let name = word.split_once_str("=").map_or(word, |(name, _)| name);
+            drbd_conf::options::find(drbd_conf::options::Section::Disk, name).is_some()
+        };
+        let extra: Vec<BString> =
+            self.extra.iter().filter(|o| !is_disk_option(o)).cloned().collect();
         Lines { resource: self.resource, extra: &extra }.meta(volume, "apply-al")
     }
 

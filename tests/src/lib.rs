@@ -1,1 +1,37 @@
 //! Suites that cross crates: fixtures, oracles, fault tests.
+//!
+//! What the suites share: finding built programs, saying what is missing, reading fixtures.
+
+#![forbid(unsafe_code)]
+
+pub mod confcase;
+pub mod confgen;
+pub mod need;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Folder of this crate's data.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+/// Builds a program of another package and says where it is.
+///
+/// # Panics
+/// It can not be built.
+#[expect(clippy::panic, reason = "test support: without the program there is nothing to test")]
+pub fn program(package: &str) -> PathBuf {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["build", "--quiet", "--package", package, "--bin", package]);
+    let release = !cfg!(debug_assertions);
+    if release {
+        command.arg("--release");
+    }
+    let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    assert!(status.is_ok_and(|s| s.success()), "cannot build {package}");
+    // .../target/debug/deps/this-test or .../target/debug/this-bin
+    let me = std::env::current_exe().unwrap_or_default();
+    let found = me.ancestors().map(|dir| dir.join(package)).find(|p| p.is_file());
+    found.unwrap_or_else(|| panic!("{package} is not beside {}", me.display()))
+}

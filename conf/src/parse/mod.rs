@@ -224,6 +224,10 @@ impl<'a> Parser<'a> {
             Kind::Key(Keyword::Resource) => self.resource()?,
             Kind::Key(Keyword::Skip) => self.skip()?,
             Kind::Key(Keyword::Include) => self.include()?,
+            Kind::Word if token.text.starts_with(b"require-drbd-module-version-") => {
+                self.word("TK_STRING")?;
+                self.punct(b';')?;
+            }
             _ => {
                 self.refuse_v9_top_level(&token)?;
                 return Err(self.expected(
@@ -285,11 +289,11 @@ impl<'a> Parser<'a> {
         let pattern = self.word("TK_STRING")?;
         self.punct(b';')?;
         if self.is_stdin() && self.inputs.len() == 1 {
-            // The original fails here; standard input has no directory, so the current one serves.
-            self.diagnostics.native_remark(
-                "include in standard input: relative to the current directory",
-                pattern.span,
-            );
+            // Standard input has no directory to which the pattern could be relative.
+            let text = "chdir(\"STDIN\") failed: No such file or directory";
+            let hint = "include does not work in standard input: give a file with -c";
+            self.diagnostics.error(text, Some(pattern.span)).hint = Some(hint.into());
+            return Err(Stop(1));
         }
         let directory = self.inputs.last().map(|i| i.directory.clone()).unwrap_or_default();
         let found = glob(self.loader, &directory, pattern.text.as_bstr());

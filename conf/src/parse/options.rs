@@ -226,10 +226,18 @@ impl Parser<'_> {
                 return Err(Stop(code));
             }
         };
-        if !(min..=max).contains(&value) && !self.is_show() {
+        if !(min..=max).contains(&value) {
             let u = unit.letter();
             let text = &token.text;
-            self.later(&format!("{name} {text} => {value}{u} out of range [{min}..{max}]{u}."));
+            let text = format!("{name} {text} => {value}{u} out of range [{min}..{max}]{u}.");
+            if self.is_show() {
+                // What runs is a fact; it is only mentioned.
+                let at = self.place(self.statement);
+                let span = self.statement;
+                self.diagnostics.remark(format!("{at} {text}"), Some(span));
+            } else {
+                self.later(&text);
+            }
         }
         Ok(value)
     }

@@ -64,6 +64,12 @@ pub(super) struct Version9 {
     awaiting: Vec<BString>,
 }
 
+/// The host section of this name says the same address already.
+fn has_address(res: &Resource, name: &BString, address: &Address) -> bool {
+    let same = |a: &Address| a.addr == address.addr && a.port == address.port;
+    res.hosts.iter().any(|h| h.names.contains(name) && h.address.as_ref().is_some_and(same))
+}
+
 impl Parser<'_> {
     fn refuse_v9(&mut self, span: Span, construct: &str) -> Stop {
         let text = format!("'{construct}' belongs to DRBD 9 and is not supported");
@@ -231,7 +237,7 @@ impl Parser<'_> {
                     if hosts > 2 {
                         return Err(self.refuse_more_than_two(token.span));
                     }
-                    self.connection_host(token.span)?;
+                    self.connection_host(res, token.span)?;
                 }
                 Kind::Word if token.text == "volume" => {
                     return Err(self.refuse_v9(token.span, "volume in connection"));
@@ -244,14 +250,16 @@ impl Parser<'_> {
     }
 
     /// `host name [address addr | port n];`
-    fn connection_host(&mut self, span: Span) -> Parsed {
+    fn connection_host(&mut self, res: &Resource, span: Span) -> Parsed {
         let name = self.word("TK_STRING")?.text;
         let token = self.next();
         match token.kind {
             Kind::Punct(b';') => return Ok(()),
             Kind::Key(Keyword::Address) => {
                 let address = self.address(span)?;
-                self.unique_address(&address, std::slice::from_ref(&name))?;
+                if !has_address(res, &name, &address) {
+                    self.unique_address(&address, std::slice::from_ref(&name))?;
+                }
                 self.v9.addresses.push((name, address));
             }
             Kind::Word if token.text == "port" || token.text == "via" => {

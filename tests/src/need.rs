@@ -1,0 +1,60 @@
+//! What tests need from the machine; missing things are skips that are named, never passes.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use libtest_mimic::Trial;
+
+/// The original drbdadm for 8.4.
+pub const ORIGINAL_DRBDADM: &str = "/lib/drbd/drbdadm-84";
+
+/// Something that a test needs.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// A file.
+    File(&'static str),
+    /// Private host name, network and mounts.
+    Namespaces,
+}
+
+impl Need {
+    /// Is it there?
+    pub fn is_met(self) -> bool {
+        match self {
+            Self::File(path) => Path::new(path).exists(),
+            Self::Namespaces => namespaces_work(),
+        }
+    }
+}
+
+/// Options of unshare(1): a user namespace too when not root.
+pub fn unshare_options() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() {
+        &["-u", "-n", "-m"]
+    } else {
+        &["-r", "-u", "-n", "-m"]
+    }
+}
+
+fn namespaces_work() -> bool {
+    let script = "hostname drbdrs-probe && ip link set lo up && mount -t tmpfs none /run";
+    Command::new("unshare")
+        .args(unshare_options())
+        .args(["sh", "-c", script])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+/// A test that is reported as ignored when something is missing; with DRBDRS_NO_SKIP=1 it runs
+/// all the same, and fails.
+pub fn trial(
+    name: &str,
+    needs: &[Need],
+    body: impl FnOnce() -> Result<(), libtest_mimic::Failed> + Send + 'static,
+) -> Trial {
+    let missing = needs.iter().any(|n| !n.is_met());
+    let no_skip = std::env::var("DRBDRS_NO_SKIP").is_ok_and(|v| v == "1");
+    Trial::test(name, body).with_ignored_flag(missing && !no_skip)
+}
