@@ -8,7 +8,7 @@ use bstr::{BStr, BString, ByteSlice};
 
 use crate::diag::Diagnostics;
 use crate::model::{
-    Address, Config, Family, HostKind, HostSection, MetaDisk, MetaIndex, Resource, Span,
+    Address, Config, Family, HostKind, HostSection, MetaDisk, MetaIndex, Resource, Span, Volume,
 };
 use crate::parse::{Loaded, section_names, volume_set_differences};
 use crate::source::Sources;
@@ -66,8 +66,11 @@ fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>,
                 continue;
             };
             let is_plain = |h: &&HostSection| !matches!(h.kind, HostKind::StackedOn(_));
-            let names: Vec<BString> =
+            let mut names: Vec<BString> =
                 lower.hosts.iter().filter(is_plain).flat_map(|h| h.names.clone()).collect();
+            if names.is_empty() {
+                names.push("UNKNOWN".into());
+            }
             let renamed = HostSection { names: names.clone(), ..host.clone() };
             if let Some(first) = lower.hosts.first() {
                 let below = HostSection { names: vec![lower.name.clone()], ..first.clone() };
@@ -126,7 +129,7 @@ fn compare_with_lower(
             if terminal {
                 diagnostics.remark(text, None);
             }
-        } else if !text.contains("must not be implicit") {
+        } else {
             diagnostics.error(text, None);
         }
     }
@@ -192,11 +195,11 @@ fn give_stacked_disks(config: &mut Config, by_name: &HashMap<BString, usize>) {
             let Some(lower) = by_name.get(lower).and_then(|i| config.resources.get(*i)) else {
                 continue;
             };
-            let Some(below) = lower.me().or_else(|| lower.hosts.first()) else { continue };
+            // The lower resource may not be for this host: then the disk has no name here.
+            let below = lower.me().map_or(&[][..], |me| &me.volumes);
             for (n, volume) in host.volumes.iter().enumerate() {
-                if let Some(found) = below.volumes.iter().find(|v| v.vnr == volume.vnr) {
-                    disks.push((i, n, found.device_name()));
-                }
+                let found = below.iter().find(|v| v.vnr == volume.vnr);
+                disks.push((i, n, found.map(Volume::device_name).unwrap_or_default()));
             }
         }
         let Some(resource) = config.resources.get_mut(at) else { continue };

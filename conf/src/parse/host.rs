@@ -194,22 +194,19 @@ impl Parser<'_> {
         keyword: Keyword,
         token: &Token,
     ) -> Parsed {
-        let next = self.inputs.last().map(|i| i.lexer.peek().kind);
+        // `disk /dev/x;` and `disk { }` share one name, as in the original.
         let key = match keyword {
-            Keyword::Device => Some("device"),
-            Keyword::Disk if next == Some(Kind::Punct(b'{')) => None,
-            Keyword::Disk => Some("disk"),
-            _ => Some("meta-disk"),
+            Keyword::Device => "device",
+            Keyword::Disk => "disk",
+            _ => "meta-disk",
         };
+        self.claim_statement(res, host, &format!("{key} statement"), key)?;
         let volume = self.implicit_volume(volumes);
         match keyword {
             Keyword::Device => self.device(volume, token.span),
             Keyword::Disk => self.disk(volume, token.span),
             _ => self.meta_disk(volume, keyword == Keyword::FlexibleMetaDisk, token.span),
         }?;
-        if let Some(key) = key {
-            self.claim_statement(res, host, &format!("{key} statement"), key)?;
-        }
         Ok(())
     }
 
@@ -388,11 +385,12 @@ impl Parser<'_> {
                 volume.disk_span = from.disk_span;
                 inherited_disks.push(at);
             }
-            if volume.minor.is_none() && volume.device.is_none() {
+            if volume.minor.is_none() {
+                volume.minor = from.minor;
+            }
+            // A name of another minor would make a pair that no dump could be read from again.
+            if volume.device.is_none() && volume.minor == from.minor {
                 volume.device.clone_from(&from.device);
-                volume.minor = from.minor;
-            } else if volume.minor.is_none() {
-                volume.minor = from.minor;
             }
             if volume.meta_disk.is_none() && !stacked {
                 volume.meta_disk.clone_from(&from.meta_disk);

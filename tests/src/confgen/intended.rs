@@ -1,0 +1,67 @@
+//! Differences from the original that are intended, each with a name that says why.
+//!
+//! conf/DIFFERENCES.md explains them. A difference that no predicate takes is an error.
+
+use super::{Config, Did};
+
+/// The reason of a difference, if it is intended.
+pub fn reason(
+    config: &Config,
+    args: &[String],
+    original: &Did,
+    ours: &Did,
+) -> Option<&'static str> {
+    let text = config.text();
+    let ours_says = |what: &str| ours.stderr.contains(what);
+    let original_says = |what: &str| original.stderr.contains(what);
+    if original.rc < 0 && ours.rc >= 0 {
+        return Some("the original crashed");
+    }
+    if original_says("internal error: in ") {
+        return Some("volume number given twice: refused instead of an internal error");
+    }
+    if ours_says("out of range [0..65535]") || ours_says("out of range [0..1048575]") {
+        return Some("volume or minor number that can not exist: refused");
+    }
+    if ours_says("must not have a unit") {
+        return Some("volume or minor number with a suffix: refused");
+    }
+    if ours_says("is not an IPv4 address") {
+        return Some("address that can not exist: refused");
+    }
+    if ours_says("allow-two-primaries is not set") && text.contains("allow-two-primaries no") {
+        return Some("allow-two-primaries no does not count as set");
+    }
+    if ours_says("option is not known.\n\tvalid nodenames")
+        || ours_says("the nodename in the 'discard")
+    {
+        return Some("discard-node with an unknown name is noticed");
+    }
+    if ours_says("DRBD 9") {
+        return Some("version 9 syntax is refused by name");
+    }
+    if ours.rc == original.rc && unquoted(&ours.stdout) == unquoted(&original.stdout) {
+        return Some("names that need quotes are quoted in dumps");
+    }
+    if ours.rc == original.rc
+        && without_devices(&ours.stdout) == without_devices(&original.stdout)
+        && ours.stdout.len() < original.stdout.len()
+    {
+        return Some("a device name inherited by a host with its own minor is dropped");
+    }
+    let _ = args;
+    None
+}
+
+fn unquoted(text: &str) -> String {
+    text.replace('"', "")
+}
+
+/// Device lines without their names.
+fn without_devices(text: &str) -> String {
+    let line = |l: &str| match (l.trim_start().starts_with("device "), l.find("minor ")) {
+        (true, Some(at)) => l.get(at..).unwrap_or_default().to_owned(),
+        _ => l.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
