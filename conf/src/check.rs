@@ -3,7 +3,7 @@
 use bstr::{BStr, BString, ByteSlice};
 
 use crate::expand::unknown_resync_after;
-use crate::model::Resource;
+use crate::model::{Opt, Resource};
 use crate::parse::Loaded;
 use crate::resolve::{peer, place};
 
@@ -14,12 +14,13 @@ pub fn check_resource(loaded: &mut Loaded, at: usize, chosen: Option<&BStr>, ter
     let Some(resource) = loaded.config.resources.get(at) else { return };
     let head = place(&loaded.sources, resource);
     let span = Some(resource.span);
-    if let Some(text) = resync_after(loaded, resource, &head) {
+    let unknown = resync_after(loaded, resource, &head);
+    for (value, text) in unknown {
         if terminal {
             loaded.diagnostics.error(text, span);
         } else {
             loaded.diagnostics.remark(text, span);
-            drop_resync_after(loaded, at);
+            drop_resync_after(loaded, at, &value);
         }
     }
     let Some(resource) = loaded.config.resources.get(at) else { return };
@@ -61,19 +62,26 @@ fn allows_two_primaries(resource: &Resource) -> bool {
     last.is_some_and(|o| o.value.as_ref().is_none_or(|v| v != "no"))
 }
 
-fn resync_after(loaded: &Loaded, resource: &Resource, head: &str) -> Option<String> {
-    let option = resource.disk.items.iter().find(|o| o.spec.name == "resync-after")?;
-    let value: BString = option.value.clone()?;
-    let name = value.split_once_str("/").map_or(value.as_slice(), |(name, _)| name);
-    match loaded.config.resources.iter().find(|r| r.name == name) {
-        None => Some(unknown_resync_after(head, &value, "")),
-        Some(r) if r.is_ignored() => Some(unknown_resync_after(head, &value, " on this host")),
-        Some(_) => None,
+/// Values of `resync-after` on resource level that name nothing, with the complaints.
+fn resync_after(loaded: &Loaded, resource: &Resource, head: &str) -> Vec<(BString, String)> {
+    let options = resource.disk.items.iter().filter(|o| o.spec.name == "resync-after");
+    let mut unknown = Vec::new();
+    for value in options.filter_map(|o| o.value.clone()) {
+        let name = value.split_once_str("/").map_or(value.as_slice(), |(name, _)| name);
+        let tail = match loaded.config.resources.iter().find(|r| r.name == name) {
+            None => "",
+            Some(r) if r.is_ignored() => " on this host",
+            Some(_) => continue,
+        };
+        let text = unknown_resync_after(head, &value, tail);
+        unknown.push((value, text));
     }
+    unknown
 }
 
-fn drop_resync_after(loaded: &mut Loaded, at: usize) {
+fn drop_resync_after(loaded: &mut Loaded, at: usize, value: &BString) {
     if let Some(resource) = loaded.config.resources.get_mut(at) {
-        resource.disk.items.retain(|o| o.spec.name != "resync-after");
+        let is_it = |o: &Opt| o.spec.name == "resync-after" && o.value.as_ref() == Some(value);
+        resource.disk.items.retain(|o| !is_it(o));
     }
 }

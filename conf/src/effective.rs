@@ -35,9 +35,11 @@ pub fn section(section: Section, list: &OptionList) -> Vec<Effective> {
     rows.map(|spec| effective(spec, list)).collect()
 }
 
-/// One option: the last one of its name applies, as the backend does it.
+/// One option: the last one of its name applies, as the backend does it; of handlers, which no
+/// backend sees, the first.
 pub fn effective(spec: &'static OptionSpec, list: &OptionList) -> Effective {
-    let found = list.items.iter().rfind(|o| std::ptr::eq(o.spec, spec));
+    let mut all = list.items.iter().filter(|o| std::ptr::eq(o.spec, spec));
+    let found = if spec.section == Section::Handlers { all.next() } else { all.next_back() };
     match found {
         None => Effective { spec, value: Ok(spec.default_value()), origin: Origin::Default },
         Some(Opt { value, span, .. }) => Effective {

@@ -91,6 +91,7 @@ enum After {
     Minor(u32),
     Unknown,
     Ambiguous(usize),
+    BadNumber(options::ValueError),
 }
 
 /// Minors by resource name, for all resources of this host.
@@ -114,13 +115,19 @@ impl Minors {
             Some((name, vnr)) => (name, Some(vnr)),
             None => (value, None),
         };
+        if let Some(Err(e)) = vnr.map(|vnr| options::parse_number(vnr, options::Unit::One)) {
+            return After::BadNumber(e);
+        }
         let Some(volumes) = self.by_name.get(name.as_bstr()) else { return After::Unknown };
         let found = match vnr {
             None if volumes.len() > 1 => return After::Ambiguous(volumes.len()),
             None => volumes.first(),
             Some(vnr) => {
-                let vnr = options::parse_number(vnr, options::Unit::One).ok();
-                volumes.iter().find(|v| Some(u64::from(v.0)) == vnr)
+                let vnr = match options::parse_number(vnr, options::Unit::One) {
+                    Ok(vnr) => vnr,
+                    Err(e) => return After::BadNumber(e),
+                };
+                volumes.iter().find(|v| u64::from(v.0) == vnr)
             }
         };
         match found {
@@ -134,8 +141,9 @@ impl Minors {
 ///
 /// Complaints are added; on a terminal an unknown `resync-after` is an error, else it is dropped.
 pub fn translate(loaded: &mut Loaded, at: usize, minors: &Minors, node: &BString, terminal: bool) {
-    let Loaded { config, sources, diagnostics, .. } = loaded;
+    let Loaded { config, sources, diagnostics, exit, .. } = loaded;
     let Some(resource) = config.resources.get_mut(at) else { return };
+    let mut fatal = None;
     let head = place(sources, resource);
     let mut complaints: Vec<(String, bool)> = Vec::new();
     for volume in resource.hosts.iter_mut().flat_map(|h| h.volumes.iter_mut()) {
@@ -153,6 +161,10 @@ pub fn translate(loaded: &mut Loaded, at: usize, minors: &Minors, node: &BString
                     ),
                     true,
                 )),
+                After::BadNumber(e) => {
+                    // As everywhere a malformed number ends the program at once.
+                    fatal.get_or_insert(e);
+                }
                 After::Unknown => {
                     complaints.push((unknown_resync_after(&head, &value, ""), terminal));
                     return terminal;
@@ -162,6 +174,11 @@ pub fn translate(loaded: &mut Loaded, at: usize, minors: &Minors, node: &BString
         });
     }
     complaints.extend(translate_discard_node(resource, node, &head).map(|text| (text, true)));
+    if let Some(e) = fatal {
+        *exit = Some(if e == options::ValueError::Empty { 100 } else { 20 });
+        diagnostics.error(e.to_string(), Some(resource.span));
+        return;
+    }
     for (text, is_error) in complaints {
         if is_error {
             diagnostics.error(text, Some(resource.span));

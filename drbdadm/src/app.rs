@@ -138,6 +138,9 @@ impl App {
             let said = self.loaded.diagnostics.items.len();
             expand::translate(&mut self.loaded, at, &minors, &self.node, self.terminal);
             report(&self.loaded, said, self.terminal);
+            if let Some(code) = self.loaded.exit {
+                return Err(Exit(code.into()));
+            }
             if self.loaded.diagnostics.has_errors() {
                 return Err(Exit(10));
             }
@@ -148,7 +151,7 @@ impl App {
     /// Once per run: fencing over Heartbeat's channel needs privileges. Spec §6.5.
     fn advise_peer_outdater(&self) {
         let names_it = |r: &Resource| {
-            let handler = r.handlers.items.iter().rfind(|o| o.spec.name == "fence-peer");
+            let handler = r.handlers.items.iter().find(|o| o.spec.name == "fence-peer");
             let text = handler.and_then(|o| o.value.as_ref());
             text.is_some_and(|t| t.contains_str("drbd-peer-outdater"))
         };

@@ -191,7 +191,7 @@ commands! {
     Scripts "sh-md-dev" Volume false false None Sh "meta-data device";
     Scripts "sh-md-idx" Volume false false None Sh "meta-data index";
     Scripts "sh-ip" Volume false false None Sh "own address";
-    Scripts "sh-lr-of" Resource false false None Sh "resource below";
+    Scripts "sh-lr-of" Volume false false None Sh "resource below";
     Scripts "sh-b-pri" Volume false false None ShBecomePrimary "become Primary where configured";
     Scripts "sh-status" Nothing false false Short ShStatus "status for scripts";
     Scripts "proxy-up" Resource false true Short Proxy "add the proxy connection";

@@ -9,10 +9,11 @@ use crate::lines;
 use crate::run::chosen_volumes;
 use crate::select::{Target, volumes};
 
-/// Runs the handler that the command is named after; 0 if none is configured.
+/// Runs the handler that the command is named after; 0 if none is configured. Of two the first
+/// counts, as in the original.
 pub fn run(app: &App, resource: &Resource, target: Target) -> i32 {
     let command = app.invocation.command;
-    let found = resource.handlers.items.iter().rfind(|o| o.spec.name == command.name);
+    let found = resource.handlers.items.iter().find(|o| o.spec.name == command.name);
     let Some(text) = found.and_then(|o| o.value.clone()) else { return 0 };
     let mut call = Call::new(Program::Shell, &resource.name, command.time).arg("-c").arg(text);
     call.export_resource = true;

@@ -59,7 +59,7 @@ pub fn of_resource(app: &App, resource: &Resource, target: Target) -> Result<i32
             say(&resource.name);
             return Ok(0);
         }
-        "sh-lr-of" => return lower_resource(app, resource),
+        "sh-lr-of" => return lower_resource(app, resource, target),
         "sh-udev" => return Ok(udev(app, resource, target)),
         _ => {}
     }
@@ -81,7 +81,15 @@ pub fn of_resource(app: &App, resource: &Resource, target: Target) -> Result<i32
     Ok(0)
 }
 
-fn lower_resource(app: &App, resource: &Resource) -> Result<i32, Exit> {
+/// Once for each volume, as the original does it.
+fn lower_resource(app: &App, resource: &Resource, target: Target) -> Result<i32, Exit> {
+    for _ in chosen_volumes(resource, target) {
+        say_lower_resource(app, resource)?;
+    }
+    Ok(0)
+}
+
+fn say_lower_resource(app: &App, resource: &Resource) -> Result<(), Exit> {
     if !app.invocation.stacked {
         print::complain("sh-lower-resource only available in stacked mode");
         return Err(Exit(1));
@@ -89,7 +97,7 @@ fn lower_resource(app: &App, resource: &Resource) -> Result<i32, Exit> {
     match resource.me().map(|m| &m.kind) {
         Some(HostKind::StackedOn(lower)) => {
             say(lower);
-            Ok(0)
+            Ok(())
         }
         _ => {
             let (name, node) = (&resource.name, &app.node);

@@ -22,6 +22,13 @@ pub fn quoted(text: &BStr) -> BString {
     quote_if(text, is_keyword)
 }
 
+/// A host name: quoted only where it could not be read again, whatever its length.
+pub(crate) fn quoted_host(text: &BStr) -> BString {
+    let is_keyword = crate::keyword::keyword(text).is_some();
+    let plain = !text.is_empty() && text.iter().all(|b| is_plain(*b)) && !is_keyword;
+    if plain { text.into() } else { quote_if(text, true) }
+}
+
 /// A value of an option: keywords are no problem there only where the parser takes them.
 pub(crate) fn quote_if(text: &BStr, force: bool) -> BString {
     let plain = !text.is_empty() && text.len() <= 80 && text.iter().all(|b| is_plain(*b));

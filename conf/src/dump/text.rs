@@ -2,7 +2,7 @@
 
 use bstr::{BStr, BString, ByteSlice};
 
-use super::{TEXT_MAX, TooLong, quoted};
+use super::{TEXT_MAX, TooLong, quoted, quoted_host};
 use crate::model::{
     Address, Config, Family, Global, HostKind, HostSection, MetaIndex, OptionList, Resource,
     UsageCount, Volume,
@@ -354,16 +354,7 @@ impl Printer {
 
 /// Host names joined by blanks; quoted where they could not be read again otherwise.
 fn host_list(names: &[BString]) -> BString {
-    let quoted: Vec<BString> =
-        names
-            .iter()
-            .map(|n| {
-                if n == "_this_host" || n == "_remote_host" {
-                    n.clone()
-                } else {
-                    quoted(n.as_bstr())
-                }
-            })
-            .collect();
-    bstr::join(" ", quoted).into()
+    let is_special = |n: &BString| n == "_this_host" || n == "_remote_host";
+    let shown = |n: &BString| if is_special(n) { n.clone() } else { quoted_host(n.as_bstr()) };
+    bstr::join(" ", names.iter().map(shown)).into()
 }

@@ -80,6 +80,11 @@ fn soak(cases: u64, seed: u64) -> anyhow::Result<bool> {
         tally.runs,
         problems.len()
     );
+    let mut refused: Vec<_> = tally.refused.iter().collect();
+    refused.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (kind, count) in refused.into_iter().take(12) {
+        println!("  {count:6} refused by both: {kind}");
+    }
     for (reason, count) in &tally.intended {
         println!("  {count:6} intended: {reason}");
     }

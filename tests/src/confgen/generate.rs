@@ -41,7 +41,7 @@ impl Config {
             main.insert(at, format!("include \"{pattern}\";"));
         }
         let mut config = Self { main, included };
-        if random.chance(30) {
+        if random.chance(18) {
             for _ in 0..=random.below(2) {
                 config.mutate(random);
             }
@@ -289,7 +289,7 @@ impl Generator<'_> {
     fn address(&mut self) -> String {
         self.port += 1;
         let last = 1 + self.random.below(200);
-        let port = if self.random.chance(2) { self.random.below(80_000) } else { self.port };
+        let port = if self.random.below(300) == 0 { self.random.below(80_000) } else { self.port };
         match self.random.below(14) {
             0 => format!("ipv6 [fd01::{last}]:{port}"),
             1 => format!("ipv4 10.0.0.{last}:{port}"),
@@ -308,7 +308,7 @@ impl Generator<'_> {
             3 => format!("device /dev/drbd_x{minor} minor {minor};"),
             4 => format!("device /dev/drbd{minor} minor {minor};"),
             5 if self.random.chance(5) => format!("device /dev/drbdx{minor} minor {minor};"),
-            5 if self.random.chance(10) => format!("device /dev/foo{minor};"),
+            5 if self.random.chance(4) => format!("device /dev/foo{minor};"),
             _ => format!("device /dev/drbd{minor};"),
         }
     }
@@ -347,7 +347,7 @@ impl Generator<'_> {
                 self.line(depth, text);
             }
         }
-        if depth < 3 && self.random.chance(3) || depth == 3 && self.random.chance(20) {
+        if depth == 3 && self.random.chance(20) || self.random.chance(1) {
             self.section(depth, Section::Disk, "disk");
         }
     }
@@ -459,10 +459,11 @@ impl Generator<'_> {
 
     fn sections(&mut self, depth: usize) {
         if self.random.chance(35) {
-            let protocol = self.random.pick(&[
-                "A", "B", "C", "C", "a", "b", "c", "C", "A", "C", "B", "C", "C", "C", "C", "C",
-                "C", "C", "C", "D",
-            ]);
+            let protocol = if self.random.chance(2) {
+                "D"
+            } else {
+                self.random.pick(&["A", "B", "C", "a", "c"])
+            };
             self.line(depth, format!("protocol {protocol};"));
         }
         for (section, name, percent) in [

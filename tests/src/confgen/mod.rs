@@ -93,6 +93,9 @@ impl Tools {
         let ours = self.run(&self.ours, directory, args)?;
         tally.runs += 1;
         tally.accepted += u64::from(original.rc == 0);
+        if original.rc != 0 {
+            *tally.refused.entry(kind(&original.key().2)).or_default() += 1;
+        }
         if original.key() == ours.key() {
             return Ok(None);
         }
@@ -106,6 +109,13 @@ impl Tools {
     }
 }
 
+/// A complaint without the names and numbers in it.
+fn kind(line: &str) -> String {
+    let text: String = line.chars().filter(|c| !c.is_ascii_digit()).collect();
+    let tail = text.rsplit(": ").next().unwrap_or(&text);
+    tail.split('\'').step_by(2).collect::<Vec<_>>().join("_").chars().take(60).collect()
+}
+
 /// What was seen.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -113,6 +123,8 @@ pub struct Tally {
     pub runs: u64,
     /// Runs that the original accepted.
     pub accepted: u64,
+    /// What the original refused, by the kind of its first complaint.
+    pub refused: std::collections::BTreeMap<String, u64>,
     /// Differences on purpose, by reason.
     pub intended: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -122,6 +134,9 @@ impl Tally {
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
         self.accepted += other.accepted;
+        for (kind, count) in &other.refused {
+            *self.refused.entry(kind.clone()).or_default() += count;
+        }
         for (reason, count) in &other.intended {
             *self.intended.entry(reason).or_default() += count;
         }
