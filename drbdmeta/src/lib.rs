@@ -1,1 +1,18 @@
 //! DRBD meta-data on disk: library and command.
+//!
+//! The library works on byte slices and on whatever implements [`io::MetaIo`]; only the command
+//! opens devices. Nothing else in the project knows an offset or a magic number of this format.
+//! The format itself is described in `FORMAT.md`.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod al;
+pub mod bitmap;
+pub mod dump;
+pub mod io;
+pub mod layout;
+pub mod superblock;
+pub mod units;
