@@ -20,4 +20,5 @@ pub mod model;
 pub mod options;
 pub mod parse;
 pub mod resolve;
+pub mod settings;
 pub mod source;

@@ -107,8 +107,10 @@ impl Loader for MemoryLoader {
     }
 
     fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
-        self.read(path)?;
-        Ok(clean(path))
+        let path = clean(path);
+        let is_folder =
+            path.as_os_str().is_empty() || self.files.keys().any(|f| f.starts_with(&path));
+        if is_folder { Ok(path) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<BString>> {
@@ -191,7 +193,7 @@ impl Sources {
 pub fn absolute_path(loader: &dyn Loader, path: &Path) -> PathBuf {
     let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
     let directory = directory.unwrap_or_else(|| Path::new("."));
-    match (std::fs::canonicalize(directory), path.file_name()) {
+    match (loader.canonical(directory), path.file_name()) {
         (Ok(directory), Some(name)) => directory.join(name),
         _ => loader.canonical(path).unwrap_or_else(|_| path.to_path_buf()),
     }

@@ -174,7 +174,6 @@ impl App {
             let stacked = self.invocation.stacked;
             let chosen = select::all(&self.loaded.config, command, stacked, node.as_bstr())?;
             self.verify_all(&chosen)?;
-            run::begin(&self, &chosen, names.is_empty());
             let mut code = 0;
             for target in chosen {
                 code = code.max(run::one(&self, &mut work, target, takes_all)?);
@@ -201,7 +200,6 @@ impl App {
             if !self.verify_one(target) && !command.is_dump() {
                 return Err(Exit(10));
             }
-            run::begin(&self, &[target], false);
             code = code.max(run::one(&self, &mut work, target, false)?);
         }
         run::finish(&self, work, code)
@@ -354,7 +352,7 @@ fn programs(invocation: &Invocation) -> Result<Backend, Exit> {
             print::complain("Can not find command (drbdsetup/drbdmeta)");
             Err(Exit(20))
         }
-        None => Ok(beside(&invocation.program, plain)),
+        None => Ok(beside(plain)),
     };
     Ok(Backend {
         setup: chosen(&invocation.drbdsetup, "drbdsetup-84")?,
@@ -368,10 +366,9 @@ fn programs(invocation: &Invocation) -> Result<Backend, Exit> {
 }
 
 /// Called with a path: the backend in the same directory, if it is there.
-fn beside(program: &BString, plain: &str) -> BString {
+fn beside(plain: &str) -> BString {
     let path = full_program();
     let directory = path.as_deref().and_then(Path::parent).filter(|d| !d.as_os_str().is_empty());
-    let _ = program;
     match directory.map(|d| d.join(plain)) {
         Some(candidate) if is_executable(&candidate) => {
             BString::from(candidate.as_os_str().as_bytes())

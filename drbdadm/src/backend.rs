@@ -235,12 +235,9 @@ impl Backend {
 
     /// Runs a call even in a dry run (reading the running configuration).
     pub fn execute(&self, call: &Call) -> Result {
-        let mut child = match self.spawn(call) {
-            Ok(child) => child,
-            Err(_) => {
-                print::complain("Can not exec");
-                return Result { code: 20, ..Result::default() };
-            }
+        let Ok(mut child) = self.spawn(call) else {
+            print::complain("Can not exec");
+            return Result { code: 20, ..Result::default() };
         };
         let result = self.finish(call, &mut child);
         let reported = call.stderr != Stderr::Discard && call.report_code && !result.expired;
@@ -264,7 +261,6 @@ impl Backend {
         command.arg0("drbdadm").arg(BOUND);
         command.arg(OsStr::from_bytes(&self.name(call.program)));
         command.args(call.args.iter().map(|a| OsStr::from_bytes(a)));
-        command.env_remove(BOUND);
         if call.export_resource {
             command.env("DRBD_RESOURCE", OsStr::from_bytes(&call.resource));
         }
@@ -288,8 +284,8 @@ impl Backend {
 
     /// Waits with the time limit, reading what is captured meanwhile.
     fn finish(&self, call: &Call, child: &mut Child) -> Result {
-        let stdout = child.stdout.take().map(|pipe| reader(pipe));
-        let stderr = child.stderr.take().map(|pipe| reader(pipe));
+        let stdout = child.stdout.take().map(reader);
+        let stderr = child.stderr.take().map(reader);
         let limit = self.limit(call.time);
         let status = wait(child, limit.map(|s| Duration::from_secs(u64::from(s))));
         let mut result = Result::default();
@@ -369,10 +365,10 @@ fn now() -> Instant {
 pub fn exec_bound(args: &[BString]) -> i32 {
     let Some((program, args)) = args.split_first() else { return 20 };
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    let error = Command::new(OsStr::from_bytes(program))
+    // exec only returns when it failed.
+    let _ = Command::new(OsStr::from_bytes(program))
         .args(args.iter().map(|a| OsStr::from_bytes(a)))
         .exec();
-    let _ = error;
     print::complain("Can not exec");
     20
 }

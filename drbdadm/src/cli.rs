@@ -225,7 +225,7 @@ fn scan_long<'a>(
         None => (text.as_bytes(), None),
     };
     let Some(long) = find_long(program, table, name, text)? else {
-        return Err(format!("{program}: unrecognized option '--{}'", name_shown(name, text)).into());
+        return Err(format!("{program}: unrecognized option '--{}'", text).into());
     };
     let value = match (long.argument, value) {
         (Argument::No, Some(_)) => {
@@ -242,11 +242,6 @@ fn scan_long<'a>(
         (_, value) => value,
     };
     Ok(Found { meaning: long.meaning, name: long.name, value })
-}
-
-/// glibc shows the whole argument here.
-fn name_shown<'a>(_name: &'a [u8], text: &'a bstr::BStr) -> &'a bstr::BStr {
-    text
 }
 
 /// Exact name, or an abbreviation that means only one thing.
@@ -283,8 +278,7 @@ fn scan_short<'a>(
     rest: &mut impl Iterator<Item = &'a BString>,
     out: &mut Vec<Scanned>,
 ) -> Result<(), BString> {
-    let mut letters = arg.iter().copied().enumerate().skip(1);
-    while let Some((at, letter)) = letters.next() {
+    for (at, letter) in arg.iter().copied().enumerate().skip(1) {
         let Some((meaning, _, name, argument)) = GENERAL.iter().find(|g| g.1 == letter) else {
             let shown = BString::from(vec![letter]);
             return Err(format!("{program}: invalid option -- '{shown}'").into());

@@ -39,7 +39,7 @@ pub fn run(app: &App, resource: &Resource, all: bool) -> Result<i32, Exit> {
 fn pair<'r>(app: &App, resource: &'r Resource) -> Result<ProxyPair<'r>, String> {
     let (name, node) = (&resource.name, &app.node);
     let no_config = format!("There is no proxy config for host {node} in resource {name}.");
-    let me = resource.me().ok_or(no_config.clone())?;
+    let me = resource.me().ok_or_else(|| no_config.clone())?;
     let own = me.proxy.as_ref().ok_or(no_config)?;
     if !own.on.contains(node) {
         return Err(format!("The proxy config in resource {name} is not for {node}."));

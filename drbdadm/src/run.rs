@@ -24,11 +24,6 @@ pub struct Work {
     dumped: Vec<usize>,
 }
 
-/// Before the first resource: what dumps of everything print first.
-pub fn begin(app: &App, chosen: &[Target], everything: bool) {
-    let _ = (app, chosen, everything);
-}
-
 /// One resource or volume. Returns its exit code; one of 20 and more ends the program.
 ///
 /// # Errors

@@ -1,0 +1,269 @@
+//! drbdrs' own settings: what DRBD never had. `/etc/drbd.d/drbdrs.toml`.
+//!
+//! Unknown keys and wrong types are refused with file and line. `conf/examples/drbdrs.toml` shows
+//! every key with its default, and a test keeps the two equal.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where the settings are.
+pub const PATH: &str = "/etc/drbd.d/drbdrs.toml";
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    /// The node's daemon.
+    pub node: Node,
+    /// The NBD server.
+    pub nbd: Nbd,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// How disks and sockets are driven.
+    pub io: Io,
+    /// What differs for single resources, by name.
+    pub resource: BTreeMap<String, ResourceSettings>,
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Node {
+    /// Unix socket on which commands arrive.
+    pub admin_socket: PathBuf,
+    /// Status file in the form of /proc/drbd.
+    pub status_file: PathBuf,
+    /// Longest run of a handler in seconds; 0: no limit.
+    pub handler_timeout: u32,
+    /// Log filter: `error`, `warn`, `info`, `debug`, `trace`.
+    pub log_level: LogLevel,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            admin_socket: "/run/drbd/drbdrs.sock".into(),
+            status_file: "/run/drbd/proc-drbd".into(),
+            handler_timeout: 600,
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// Which log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Somebody must act.
+    Error,
+    /// Degraded, handled.
+    Warn,
+    /// State changes and commands.
+    Info,
+    /// Protocol steps.
+    Debug,
+    /// Single requests.
+    Trace,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[nbd]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Nbd {
+    /// Unix socket; empty: none.
+    pub unix_socket: PathBuf,
+    /// TCP addresses.
+    pub listen: Vec<SocketAddr>,
+    /// What a client of a Secondary gets.
+    pub secondary: SecondaryPolicy,
+    /// The first client makes the node Primary, the end of the last one Secondary.
+    pub promote_on_open: bool,
+}
+
+impl Default for Nbd {
+    fn default() -> Self {
+        Self {
+            unix_socket: "/run/drbd/nbd.sock".into(),
+            listen: Vec::new(),
+            secondary: SecondaryPolicy::Refuse,
+            promote_on_open: false,
+        }
+    }
+}
+
+/// What a client of a Secondary's export gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecondaryPolicy {
+    /// An error.
+    Refuse,
+    /// It waits until the node is Primary.
+    WaitForPromotion,
+}
+
+/// `[metrics]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Metrics {
+    /// Address of the HTTP endpoint; none: off.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[io]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Io {
+    /// How disks and sockets are driven.
+    pub backend: IoBackend,
+}
+
+impl Default for Io {
+    fn default() -> Self {
+        Self { backend: IoBackend::Auto }
+    }
+}
+
+/// How disks and sockets are driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoBackend {
+    /// io_uring where the kernel allows it, else threads.
+    Auto,
+    /// io_uring, or an error.
+    IoUring,
+    /// epoll and a pool of threads.
+    Threads,
+}
+
+/// `[resource.NAME]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ResourceSettings {
+    /// Front ends of all its volumes; none: chosen by what the kernel offers.
+    pub front_ends: Option<Vec<FrontEnd>>,
+    /// See [`Nbd::secondary`].
+    pub secondary: Option<SecondaryPolicy>,
+    /// See [`Nbd::promote_on_open`].
+    pub promote_on_open: Option<bool>,
+    /// What differs for single volumes, by number.
+    pub volume: BTreeMap<String, VolumeSettings>,
+}
+
+/// `[resource.NAME.volume.N]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct VolumeSettings {
+    /// Front ends of this volume.
+    pub front_ends: Option<Vec<FrontEnd>>,
+}
+
+/// How a volume is given to its users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontEnd {
+    /// A block device through ublk.
+    Ublk,
+    /// A block device through the kernel's NBD driver.
+    NbdKernel,
+    /// An export of the NBD server.
+    Nbd,
+}
+
+/// Why settings can not be used; the text begins with `file:line:`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(String);
+
+/// Reads settings from text; `name` is shown in errors.
+///
+/// # Errors
+/// Not TOML, an unknown key, a wrong type, or a volume number that is none.
+pub fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
+    let settings: Settings = toml::from_str(text).map_err(|e| {
+        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        SettingsError(format!("{name}:{line}: {}", e.message().trim_end()))
+    })?;
+    for (resource, own) in &settings.resource {
+        for volume in own.volume.keys() {
+            if volume.parse::<u16>().is_err() {
+                let section = format!("[resource.{resource}.volume.{volume}]");
+                let line = text.lines().position(|l| l.contains(&section)).map_or(1, |l| l + 1);
+                return Err(SettingsError(format!(
+                    "{name}:{line}: '{volume}' is not a volume number (0..65535)"
+                )));
+            }
+        }
+    }
+    Ok(settings)
+}
+
+/// Reads the settings file; one that does not exist means the defaults.
+///
+/// # Errors
+/// The file exists and can not be read or used.
+pub fn load(path: &Path) -> Result<Settings, SettingsError> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&name, &text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
+        Err(e) => Err(SettingsError(format!("{name}:1: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_says_the_defaults() {
+        let sample = include_str!("../examples/drbdrs.toml");
+        let settings = parse("drbdrs.toml", sample).unwrap();
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn mistakes_name_file_and_line() {
+        let check = |text: &str, start: &str| {
+            let error = parse("f.toml", text).unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+        };
+        check("[node]\nadmin-sokcet = \"/x\"\n", "f.toml:2: unknown field `admin-sokcet`");
+        check("[nbd]\n\nlisten = [\"nonsense\"]\n", "f.toml:3: ");
+        check("[io\n", "f.toml:1: ");
+        check("[resource.r0.volume.x]\n", "f.toml:1: 'x' is not a volume number");
+        check("a = 1\n\u{0}", "f.toml:");
+    }
+
+    #[test]
+    fn resources_override() {
+        let text = "[resource.r0]\nfront-ends = [\"ublk\", \"nbd\"]\n\
+                    [resource.r0.volume.1]\nfront-ends = [\"nbd-kernel\"]\n";
+        let settings = parse("f", text).unwrap();
+        let r0 = &settings.resource["r0"];
+        assert_eq!(r0.front_ends, Some(vec![FrontEnd::Ublk, FrontEnd::Nbd]));
+        assert_eq!(r0.volume["1"].front_ends, Some(vec![FrontEnd::NbdKernel]));
+    }
+
+    #[test]
+    fn a_missing_file_means_the_defaults() {
+        let nowhere = Path::new("/nonexistent/drbdrs.toml");
+        assert_eq!(load(nowhere), Ok(Settings::default()));
+    }
+}
