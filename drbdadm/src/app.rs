@@ -59,18 +59,21 @@ impl App {
     /// Steps 1 to 5 of spec §6.1.
     fn prepare(invocation: Invocation) -> Result<Self, Exit> {
         let backend = programs(&invocation)?;
-        let node = host::node_name();
+        let node = invocation.node_name.clone().unwrap_or_else(host::node_name);
+        let lint = invocation.command.name == "lint";
         let terminal = host::on_terminal();
         let loaded = read(&invocation, terminal)?;
-        report(&loaded, 0, terminal);
-        if let Some(code) = loaded.exit {
-            return Err(Exit(code.into()));
+        if !lint {
+            report(&loaded, 0, terminal);
+            if let Some(code) = loaded.exit {
+                return Err(Exit(code.into()));
+            }
         }
         let addresses = Addresses::read();
         let mut app = Self { invocation, loaded, node, addresses, terminal, backend };
         app.backend.limits = limits(&app.loaded.config.global);
         app.resolve();
-        if let Some(code) = app.loaded.exit {
+        if let Some(code) = app.loaded.exit.filter(|_| !lint) {
             return Err(Exit(code.into()));
         }
         if app.shows_effective() {
@@ -98,14 +101,26 @@ impl App {
             terminal: self.terminal,
         };
         resolve(&mut self.loaded, &here);
-        report(&self.loaded, said, self.terminal);
+        if self.invocation.command.name != "lint" {
+            report(&self.loaded, said, self.terminal);
+        }
+    }
+
+    /// Everything that can be said about the configuration, whatever else is wrong with it.
+    fn lint(&mut self) -> i32 {
+        let minors = Minors::of(&self.loaded.config);
+        for at in 0..self.loaded.config.resources.len() {
+            check::check_resource(&mut self.loaded, at, None, true);
+            expand::translate(&mut self.loaded, at, &minors, &self.node, true);
+        }
+        crate::native::lint(self)
     }
 
     /// Steps 6 to 8.
     fn execute(mut self) -> Result<i32, Exit> {
         let command = self.invocation.command;
         if command.action == Action::Native {
-            return Ok(crate::native::run(&self));
+            return Ok(self.lint());
         }
         if command.level == Level::Nothing {
             return run::without_resources(&self);

@@ -114,6 +114,8 @@ pub struct Invocation {
     pub names: Vec<BString>,
     /// `--format` of dump.
     pub format: Format,
+    /// `--node-name`: the local host's name instead of the system's.
+    pub node_name: Option<BString>,
 }
 
 /// What a command line comes to.
@@ -158,6 +160,7 @@ enum Meaning {
     General(General),
     Backend,
     Format,
+    NodeName,
 }
 
 /// getopt's table: general options, then the options of each command in turn.
@@ -180,8 +183,10 @@ fn long_options() -> Vec<Long> {
 }
 
 /// Ours; found only by its full name, so that no abbreviation of the original becomes ambiguous.
-const FORMAT: Long =
-    Long { name: "format", argument: Argument::Required, meaning: Meaning::Format };
+const OURS: [Long; 2] = [
+    Long { name: "format", argument: Argument::Required, meaning: Meaning::Format },
+    Long { name: "node-name", argument: Argument::Required, meaning: Meaning::NodeName },
+];
 
 /// An occurrence of an option.
 struct Found {
@@ -255,8 +260,8 @@ fn find_long(
     if let Some(long) = exact {
         return Ok(Some(*long));
     }
-    if name == b"format" {
-        return Ok(Some(FORMAT));
+    if let Some(long) = OURS.iter().find(|l| l.name.as_bytes() == name) {
+        return Ok(Some(*long));
     }
     let mut starting = table.iter().filter(|l| l.name.as_bytes().starts_with(name));
     let Some(first) = starting.next() else { return Ok(None) };
@@ -352,6 +357,7 @@ fn empty_invocation(program: &BString, command: &'static Command) -> Invocation 
         backend_options: Vec::new(),
         names: Vec::new(),
         format: Format::Text,
+        node_name: None,
     }
 }
 
@@ -368,6 +374,7 @@ fn take_option(draft: &mut Draft, found: Found, stderr: &mut String) -> Option<O
             invocation.backend_options.push(text);
             recognised.push(name);
         }
+        Meaning::NodeName => invocation.node_name = value,
         Meaning::Format => match value.as_ref().map(|v| v.as_slice()) {
             Some(b"text") => invocation.format = Format::Text,
             Some(b"xml") => invocation.format = Format::Xml,

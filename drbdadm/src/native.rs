@@ -10,8 +10,8 @@ use crate::cli::GENERAL;
 use crate::command::{Block, COMMANDS, Level};
 use crate::print;
 
-/// Runs a native command that has read the configuration: lint.
-pub fn run(app: &App) -> i32 {
+/// Prints all complaints with excerpt and hint; 0 or 10.
+pub fn lint(app: &App) -> i32 {
     let mut errors = 0;
     for item in &app.loaded.diagnostics.items {
         print::stdout(&item.rendered(&app.loaded.sources));
@@ -66,7 +66,7 @@ pub fn completion() -> String {
     let commands: Vec<&str> =
         COMMANDS.iter().filter(|c| c.block != Block::Handlers).map(|c| c.name).collect();
     let mut general: Vec<String> = GENERAL.iter().map(|g| format!("--{}", g.2)).collect();
-    general.push("--format".into());
+    general.extend(["--format".into(), "--node-name".into()]);
     let mut cases = String::new();
     for command in COMMANDS {
         let options = command_options(command.name);
@@ -223,7 +223,14 @@ of this host.
 .SH OPTIONS
 "#;
 
-const MAN_TAIL: &str = r#".SH EXIT STATUS
+const MAN_TAIL: &str = r#".SH OPTIONS OF DRBDRS
+.TP
+\fB\-\-format\fR text|xml|json
+Form of dump; json is the effective configuration with the place of every value.
+.TP
+\fB\-\-node\-name\fR \fIname\fR
+Name of this host instead of the system's.
+.SH EXIT STATUS
 0: done. 1: wrong usage, unknown resource, or a stage of up or adjust failed. 2: a text is too long.
 10: the configuration is invalid. 20: a file or backend is missing, or a backend ran out of time.
 Other codes come from the backend.

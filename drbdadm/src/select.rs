@@ -1,5 +1,7 @@
 //! Which resources and volumes a command works on. Spec: config-and-drbdadm.md §7.4, §6.6.
 
+use std::collections::BTreeSet;
+
 use bstr::{BStr, BString, ByteSlice};
 use drbd_conf::model::{Address, Config, Family, Resource, Volume};
 use drbd_conf::options::{Unit, ValueError, parse_number};
@@ -61,6 +63,7 @@ pub fn all(
         print::complain(format!("WARN: no normal resources defined for this host ({node})!?"));
         if config.resources.iter().any(Resource::is_ignored) {
             print::complain("Misspelled name of the local machine with the 'on' keyword ?");
+            tell_names(config.resources.iter(), node);
         }
     }
     Err(Refused(1))
@@ -89,18 +92,19 @@ pub fn one(
 fn unknown(config: &Config, name: &BString, node: &BStr) -> Refused {
     print::complain(format!("'{name}' not defined in your config (for this host)."));
     let base = name.split_once_str("/").map_or(name.as_slice(), |(n, _)| n);
-    let ignored = config.resources.iter().find(|r| r.name == base && r.is_ignored());
-    if let Some(resource) = ignored
-        && crate::host::on_terminal()
-    {
-        let names: Vec<String> =
-            resource.hosts.iter().flat_map(|h| &h.names).map(ToString::to_string).collect();
-        print::complain(format!(
-            "   this host is called '{node}'; the file has: {}",
-            names.join(" ")
-        ));
-    }
+    tell_names(config.resources.iter().filter(|r| r.name == base && r.is_ignored()), node);
     Refused(1)
+}
+
+/// On a terminal: which host names the file has, and what this host is called.
+fn tell_names<'r>(resources: impl Iterator<Item = &'r Resource>, node: &BStr) {
+    let names: BTreeSet<String> =
+        resources.flat_map(|r| &r.hosts).flat_map(|h| &h.names).map(ToString::to_string).collect();
+    if names.is_empty() || !crate::host::on_terminal() {
+        return;
+    }
+    let names: Vec<String> = names.into_iter().collect();
+    print::complain(format!("   this host is called '{node}'; the file has: {}", names.join(" ")));
 }
 
 fn find(config: &Config, name: &BString, stacked: &mut bool) -> Result<Option<Target>, Refused> {
