@@ -1,1 +1,78 @@
 //! Bodies of the fuzz targets, callable from ordinary tests.
+//!
+//! A body panics when a promise is broken, and must return in short time for any input.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use bstr::{BStr, ByteSlice};
+use drbd_conf::check::check_resource;
+use drbd_conf::dump::{json, text, xml};
+use drbd_conf::expand::{Minors, expand, translate};
+use drbd_conf::parse::{Loaded, Main, Request, load};
+use drbd_conf::resolve::{Here, resolve};
+use drbd_conf::source::MemoryLoader;
+
+/// Host name under which configurations are looked at.
+const NODE: &str = "alpha";
+
+/// The configuration language: everything that drbdadm does before it prints, on hostile files.
+///
+/// The input is cut at NUL bytes: the first part is the main file, the others are files that it
+/// can include. A configuration that is accepted must be readable again from its own dump.
+pub fn conf_parse(data: &[u8]) {
+    let mut parts = data.split(|b| *b == 0);
+    let main = parts.next().unwrap_or_default();
+    let names = ["a.res", "d/b.res", "d/c.res"];
+    let files = MemoryLoader::default().with("t.conf", main);
+    let files = names.iter().zip(parts).fold(files, |files, (name, part)| files.with(*name, part));
+    for recover in [false, true] {
+        let Some(mut loaded) = read(&files, recover) else { return };
+        let accepted = loaded.exit.is_none();
+        let dump = use_everything(&mut loaded);
+        for item in &loaded.diagnostics.items {
+            let _ = item.rendered(&loaded.sources);
+        }
+        if let (true, None, Some(dump)) = (accepted, loaded.exit, dump) {
+            stays_the_same(&dump);
+        }
+    }
+}
+
+fn read(files: &MemoryLoader, recover: bool) -> Option<Loaded> {
+    let main = Main::File(Path::new("t.conf"));
+    let request = Request { main, test: None, recover, node_minor: |_| None };
+    load(&request, files).ok()
+}
+
+/// Returns the plain dump.
+fn use_everything(loaded: &mut Loaded) -> Option<Vec<u8>> {
+    let here =
+        Here { node: NODE.into(), has_address: &|_| false, by_proxy: false, terminal: false };
+    resolve(loaded, &here);
+    let context = text::Context { sources: &loaded.sources, node: NODE.into(), verbose: false };
+    let dump = text::whole(&loaded.config, &context).ok().map(|d| d.to_vec());
+    let _ = xml::whole(&loaded.config, &loaded.sources);
+    expand(&mut loaded.config);
+    let minors = Minors::of(&loaded.config);
+    for at in 0..loaded.config.resources.len() {
+        check_resource(loaded, at, None, false);
+        translate(loaded, at, &minors, &NODE.into(), false);
+    }
+    let _ = json::dump(&loaded.config, &loaded.sources, NODE.into(), None);
+    dump
+}
+
+fn stays_the_same(dump: &[u8]) {
+    let files = MemoryLoader::default().with("t.conf", dump);
+    let Some(mut again) = read(&files, false) else { return };
+    let text = dump.as_bstr();
+    assert!(again.exit.is_none(), "dump is not readable: {text}\n{:?}", again.diagnostics);
+    let second = use_everything(&mut again).unwrap_or_default();
+    assert_eq!(lines(text), lines(second.as_bstr()), "dump of the dump differs");
+}
+
+fn lines(dump: &BStr) -> Vec<&BStr> {
+    dump.lines().filter(|l| !l.trim_ascii_start().starts_with(b"# ")).map(|l| l.as_bstr()).collect()
+}
