@@ -5,7 +5,8 @@ use std::path::Path;
 #[test]
 fn corpora_and_regressions_hold() {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let targets: [(&str, fn(&[u8])); 1] = [("conf_parse", drbdrs_fuzz_bodies::conf_parse)];
+    type Body = fn(&[u8]);
+    let targets: [(&str, Body); 1] = [("conf_parse", drbdrs_fuzz_bodies::conf_parse)];
     for (target, body) in targets {
         let mut count = 0;
         for folder in ["corpus", "regressions"] {

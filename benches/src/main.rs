@@ -1,3 +1,0 @@
-//! Benchmarks: ratios against a named peer in the same run.
-
-fn main() {}
