@@ -37,10 +37,7 @@ fn walk(bin: &Path, dir: &Path) -> Result<(), Failure> {
         let program = bin.join("drbdadm");
         let mut all = vec!["-c", "drbd.conf"];
         all.extend(words);
-        run::command(&program.to_string_lossy(), &all)
-            .dir(dir)
-            .env("__DRBD_NODE__", "alpha")
-            .run()
+        run::command(&program.to_string_lossy(), &all).dir(dir).env("__DRBD_NODE__", "alpha").run()
     };
     println!("\n== a configuration, as drbdadm understands it");
     adm(&["dump"])?;
