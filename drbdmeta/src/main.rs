@@ -1,3 +1,11 @@
 //! The command `drbdmeta`.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod command;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    command::main(std::env::args_os())
+}
