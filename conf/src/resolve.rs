@@ -29,7 +29,7 @@ pub struct Here<'a> {
 pub fn resolve(loaded: &mut Loaded, here: &Here<'_>) {
     let by_name: HashMap<BString, usize> =
         loaded.config.resources.iter().enumerate().map(|(i, r)| (r.name.clone(), i)).collect();
-    name_stacked_sections(loaded, &by_name, here.terminal);
+    name_stacked_sections(loaded, &by_name, here);
     for stacked in [false, true] {
         for at in 0..loaded.config.resources.len() {
             if has_stacked_section(loaded.config.resources.get(at)) == stacked {
@@ -52,7 +52,7 @@ pub fn place(sources: &Sources, resource: &Resource) -> String {
 }
 
 /// The stacked sections get the host names of the resource below. Spec §4.3.
-fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>, terminal: bool) {
+fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>, here: &Here<'_>) {
     let Loaded { config, sources, diagnostics, uniques, end, exit, .. } = loaded;
     for at in 0..config.resources.len() {
         let Some(resource) = config.resources.get(at) else { continue };
@@ -72,7 +72,8 @@ fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>,
                 names.push("UNKNOWN".into());
             }
             let renamed = HostSection { names: names.clone(), ..host.clone() };
-            if let Some(first) = lower.hosts.first() {
+            // The proxy commands see other local sections; the original does not compare then.
+            if let Some(first) = lower.hosts.first().filter(|_| !here.by_proxy) {
                 let below = HostSection { names: vec![lower.name.clone()], ..first.clone() };
                 compare_with_lower(
                     &resource.name,
@@ -81,7 +82,7 @@ fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>,
                     *end,
                     sources,
                     diagnostics,
-                    terminal,
+                    here.terminal,
                 );
             }
             for (volume, name) in

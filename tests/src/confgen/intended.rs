@@ -3,6 +3,7 @@
 //! conf/DIFFERENCES.md explains them. A difference that no predicate takes is an error.
 
 use super::{Config, Did};
+use crate::confcase::loosened;
 
 /// The reason of a difference, if it is intended.
 pub fn reason(
@@ -40,7 +41,9 @@ pub fn reason(
     if ours_says("DRBD 9") {
         return Some("version 9 syntax is refused by name");
     }
-    if ours.rc == original.rc && unquoted(&ours.stdout) == unquoted(&original.stdout) {
+    if ours.rc == original.rc
+        && unquoted(&loosened(&ours.stdout)) == unquoted(&loosened(&original.stdout))
+    {
         return Some("names that need quotes are quoted in dumps");
     }
     if ours.rc == original.rc
@@ -49,8 +52,17 @@ pub fn reason(
     {
         return Some("a device name inherited by a host with its own minor is dropped");
     }
+    let long = |text: &str| without_long_lines(&loosened(text));
+    if ours.rc == original.rc && long(&ours.stdout) == long(&original.stdout) {
+        return Some("a list of host names longer than 254 bytes is not cut");
+    }
     let _ = args;
     None
+}
+
+/// Lines of more than 254 bytes count as equal.
+fn without_long_lines(text: &str) -> String {
+    text.lines().map(|l| if l.len() > 254 { "long" } else { l }).collect::<Vec<_>>().join("\n")
 }
 
 fn unquoted(text: &str) -> String {
