@@ -1,0 +1,11 @@
+//! The replication engine: a deterministic function from events to actions.
+//!
+//! So far it holds the parts that decide about data generations; the engine itself is to come.
+//! Nothing in this crate can name a clock, a socket, a file, a thread or a source of randomness.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod generation;

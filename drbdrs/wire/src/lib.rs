@@ -1,1 +1,0 @@
-//! DRBD peer protocol 86..101: bytes to typed packets and back.
