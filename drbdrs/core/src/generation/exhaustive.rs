@@ -6,7 +6,7 @@ use drbd_types::{Dstate, Gi, Role};
 
 use super::Slots;
 use super::compare::{Extent, Link, Relation, SYNC_OFFSET, Side, compare};
-use super::decide::{Decision, Handshake, Outcome, RrConflict, decide};
+use super::decide::{Decision, Handler, Handshake, Outcome, RrConflict, Step, decide};
 use super::explain::Reason;
 use super::splitbrain::{OnePrimary, Policies, TwoPrimaries, ZeroPrimaries};
 
@@ -380,4 +380,79 @@ fn unclear_split_brain_solved_by_policy_is_a_full_sync() {
     assert_eq!(decide(&h).outcome, Outcome::Failed, "only with always-asbp");
     h.always_asbp = true;
     assert_eq!(decide(&h).outcome, Outcome::Target(Extent::Full));
+}
+
+#[test]
+fn an_inconsistent_disk_is_the_target_whatever_the_identifiers_say() {
+    for (own, peer) in ROWS.iter().chain(&SPLIT) {
+        let mut h = handshake(*own, *peer);
+        h.own_disk = Dstate::Inconsistent;
+        let (ours, theirs) = both(&h, RrConflict::Disconnect);
+        assert!(matches!(ours.outcome, Outcome::Target(_)), "{h:?} {ours:?}");
+        assert!(matches!(theirs.outcome, Outcome::Source(_)), "{h:?} {theirs:?}");
+        assert!(!ours.steps.contains(&Step::Call(Handler::InitialSplitBrain)));
+    }
+}
+
+#[test]
+fn observed_between_two_reference_nodes() {
+    // Spec §15.1: slots of A and B, then what A and B logged. `+` in the table is SYNC_OFFSET.
+    const C: u64 = 0xC0;
+    const D: u64 = 0xD0;
+    const E: u64 = 0xE0;
+    const F: u64 = 0xF0;
+    const A_PLUS: u64 = A + SYNC_OFFSET;
+    type Row = ([u64; 4], [u64; 4], (i32, u8), (i32, u8));
+    let rows: [Row; 17] = [
+        ([4, 0, 0, 0], [4, 0, 0, 0], (0, 10), (0, 10)),
+        ([4, 0, 0, 0], [A, 0, 0, 0], (-2, 20), (2, 30)),
+        ([0, 0, 0, 0], [A, 0, 0, 0], (-2, 20), (2, 30)),
+        ([0, 0, 0, 0], [4, 0, 0, 0], (2, 30), (-2, 20)),
+        ([0, 0, 0, 0], [0, 0, 0, 0], (-2, 20), (-2, 20)),
+        ([A, B, C, D], [A, 0, B, C], (1, 34), (-1, 35)),
+        ([A, B, C, D], [A, 0, E, F], (1, 36), (-1, 37)),
+        ([A, B, 0, 0], [A, B, 0, 0], (0, 40), (0, 40)),
+        ([A, B, 0, 0], [A, C, 0, 0], (0, 40), (0, 40)),
+        ([A, 0, 0, 0], [B, A, 0, 0], (-1, 50), (1, 70)),
+        ([A, C, D, 0], [B, A_PLUS, A, 0], (-1, 51), (1, 71)),
+        ([A, C, D, 0], [B, E, A, 0], (-2, 60), (2, 80)),
+        ([A, 0, 0, 0], [B, C, D, A], (-2, 60), (2, 80)),
+        ([A, C, 0, 0], [B, C, 0, 0], (100, 90), (100, 90)),
+        ([A, D, C, 0], [B, E, F, C], (-100, 100), (-100, 100)),
+        ([A, 0, 0, 0], [B, 0, 0, 0], (-100, 100), (-100, 100)),
+        ([A, 0, C, D], [B, 0, E, F], (-1000, 100), (-1000, 100)),
+    ];
+    for (a, b, want_a, want_b) in rows {
+        for (own, peer, want, resolve_conflicts) in [(a, b, want_a, false), (b, a, want_b, true)] {
+            let link = Link { protocol: 101, wsame: true, resolve_conflicts };
+            let got = compare(&side(own), &side(peer), &link);
+            assert_eq!((got.relation.code(), got.rule), want, "{own:x?} {peer:x?}");
+        }
+    }
+}
+
+#[test]
+fn observed_log_of_an_unresolved_split_brain() {
+    let (own, peer) = SPLIT[0];
+    let d = decide(&handshake(own, peer));
+    let lines: Vec<&str> = d
+        .steps
+        .iter()
+        .map(|s| match s {
+            Step::Log(_, text) => text.as_str(),
+            Step::Call(Handler::InitialSplitBrain) => "(initial-split-brain)",
+            Step::Call(Handler::SplitBrain) => "(split-brain)",
+            Step::Call(_) | Step::Demote => "(something else)",
+        })
+        .collect();
+    let want = [
+        "drbd_sync_handshake:",
+        "self 00000000000000A0:00000000000000C0:0000000000000000:0000000000000000 bits:5 flags:0",
+        "peer 00000000000000B0:00000000000000C0:0000000000000000:0000000000000000 bits:3 flags:0",
+        "uuid_compare()=100 by rule 90",
+        "(initial-split-brain)",
+        "Split-Brain detected but unresolved, dropping connection!",
+        "(split-brain)",
+    ];
+    assert_eq!(lines, want);
 }
