@@ -6,6 +6,7 @@
 
 pub mod confcase;
 pub mod confgen;
+pub mod metagen;
 pub mod need;
 
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@
 use drbdmeta::io::{IoError, MetaIo, write_zeros_plainly};
 use drbdmeta::layout::{Layout, Placement};
 use drbdmeta::ops;
-use drbdmeta::superblock::{DecodeError, MAGIC_V09, Superblock};
+use drbdmeta::superblock::{BYTES_PER_BIT, DecodeError, Invalid, MAGIC_V09, Superblock};
 use drbdmeta::units::{ByteLen, ByteOffset, HumanKib};
 use drbdmeta::v07::{OldSuperblock, fixed_superblock};
 
@@ -95,7 +95,16 @@ fn what_is_there(o: &mut Opened<'_>) -> Result<Option<InTheWay>, Exit> {
         Err(_) => {}
         Ok(sb) => match sb.check(o.run.placement, len) {
             Ok(layout) => found = Some(InTheWay::V08(sb, layout)),
-            Err(invalid) => err(&format!("{invalid}\n")),
+            Err(invalid) => {
+                err(&format!("{invalid}\n"));
+                // Unusable for us, but somebody's: not to be overwritten without a question.
+                let usual = Superblock { bm_bytes_per_bit: BYTES_PER_BIT, ..sb };
+                if let (Invalid::BytesPerBit { .. }, Ok(layout)) =
+                    (invalid, usual.check(o.run.placement, len))
+                {
+                    found = Some(InTheWay::V08(usual, layout));
+                }
+            }
         },
     }
     Ok(found)
