@@ -1,5 +1,7 @@
 //! Backend calls with real processes: time limits, codes, children that die with their parent.
 
+#![allow(clippy::unwrap_used, reason = "a scene that cannot be set up fails its test")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -28,7 +28,7 @@ fn words(list: &[BString]) -> Vec<String> {
 
 #[test]
 fn options_stand_anywhere_and_may_be_abbreviated() {
-    let i = runs(&["up", "r0", "-d", "--conf", "x", "-vv", "--stack", "r1"]);
+    let i = runs(&["up", "r0", "-d", "--config-f", "x", "-vv", "--stack", "r1"]);
     assert_eq!((i.command.name, i.dry_run, i.verbose, i.stacked), ("up", 1, 2, true));
     assert_eq!(i.config_file, Some("x".into()));
     assert_eq!(words(&i.names), ["r0", "r1"]);
