@@ -12,6 +12,7 @@ extern crate alloc;
 pub mod al;
 pub mod bitmap;
 pub mod dump;
+pub mod fuzz;
 pub mod io;
 pub mod last_known;
 pub mod layout;
