@@ -3,6 +3,8 @@
 //!
 //! A cut inside a write leaves a prefix of it, in units of 512 or of 4096 bytes.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use drbdmeta::al::{AlRing, Outcome, replay};
 use drbdmeta::bitmap::Region;
 use drbdmeta::io::{Memory, MetaIo, Recorder, Step};
