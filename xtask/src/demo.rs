@@ -43,8 +43,8 @@ fn walk(bin: &Path, dir: &Path) -> Result<(), Failure> {
     adm(&["dump"])?;
     println!("\n== what `drbdadm up` would run (a dry run, as the original prints it)");
     adm(&["-d", "up", "r0"])?;
-    println!("\n== where every value comes from");
-    adm(&["dump", "--format", "json", "r0"])?;
+    println!("\n== with everything that is inherited (--format json also says from where)");
+    adm(&["-d", "dump", "r0"])?;
     println!("\n== meta-data on a plain file");
     let meta = |words: &[&str]| {
         let program = bin.join("drbdmeta");
