@@ -56,6 +56,30 @@ pub enum Family {
     Sdp,
 }
 
+impl Family {
+    /// The keyword.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Ssocks => "ssocks",
+            Self::Sdp => "sdp",
+        }
+    }
+}
+
+impl Address {
+    /// `addr:port`, with brackets for IPv6.
+    pub fn endpoint(&self) -> BString {
+        match self.family {
+            Family::Ipv6 => format!("[{}]:{}", self.addr, self.port).into(),
+            Family::Ipv4 | Family::Ssocks | Family::Sdp => {
+                format!("{}:{}", self.addr, self.port).into()
+            }
+        }
+    }
+}
+
 /// `address` as written.
 #[derive(Clone, Debug)]
 pub struct Address {

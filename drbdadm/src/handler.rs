@@ -5,7 +5,6 @@ use drbd_conf::model::{HostSection, Resource};
 
 use crate::app::App;
 use crate::backend::{Call, Program};
-use crate::lines;
 use crate::run::chosen_volumes;
 use crate::select::{Target, volumes};
 
@@ -41,7 +40,7 @@ fn peer_environment(app: &App, resource: &Resource) -> Vec<(&'static str, BStrin
     let Some(peer) = find_peer(app, resource) else { return Vec::new() };
     let mut env = Vec::new();
     if let Some(address) = &peer.address {
-        env.push(("DRBD_PEER_AF", BString::from(lines::family(address))));
+        env.push(("DRBD_PEER_AF", BString::from(address.family.name())));
         env.push(("DRBD_PEER_ADDRESS", address.addr.clone()));
     }
     env.push(("DRBD_PEER", peer.names.first().cloned().unwrap_or_default()));
@@ -60,6 +59,6 @@ fn find_peer<'r>(app: &App, resource: &'r Resource) -> Option<&'r HostSection> {
     resource.hosts.iter().find(|h| {
         h.address
             .as_ref()
-            .is_some_and(|a| lines::family(a) == family && a.addr == address.as_bytes())
+            .is_some_and(|a| a.family.name() == family && a.addr == address.as_bytes())
     })
 }

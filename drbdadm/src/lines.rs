@@ -1,7 +1,7 @@
 //! The backend calls that commands stand for. Spec: config-and-drbdadm.md §9.
 
 use bstr::{BStr, BString, ByteSlice};
-use drbd_conf::model::{Address, Family, HostSection, MetaIndex, OptionList, Resource, Volume};
+use drbd_conf::model::{Address, HostSection, MetaIndex, OptionList, Resource, Volume};
 
 use crate::backend::{Call, Program, Stderr, Step};
 use crate::command::TimeClass;
@@ -30,29 +30,9 @@ fn meta_index_for_drbdmeta(volume: &Volume) -> BString {
     if index == "flexible" { "flex-external".into() } else { index }
 }
 
-/// Family keyword.
-pub fn family(address: &Address) -> &'static str {
-    match address.family {
-        Family::Ipv4 => "ipv4",
-        Family::Ipv6 => "ipv6",
-        Family::Ssocks => "ssocks",
-        Family::Sdp => "sdp",
-    }
-}
-
-/// `addr:port`, with brackets for IPv6.
-pub fn endpoint(address: &Address) -> BString {
-    match address.family {
-        Family::Ipv6 => format!("[{}]:{}", address.addr, address.port).into(),
-        Family::Ipv4 | Family::Ssocks | Family::Sdp => {
-            format!("{}:{}", address.addr, address.port).into()
-        }
-    }
-}
-
 /// `family:addr:port`.
 pub fn address(address: &Address) -> BString {
-    format!("{}:{}", family(address), endpoint(address)).into()
+    format!("{}:{}", address.family.name(), address.endpoint()).into()
 }
 
 /// `--name=value` for every option of a list, in its order.

@@ -6,7 +6,6 @@ use drbd_conf::model::{HostSection, ProxySection, Resource};
 use crate::app::{App, Exit};
 use crate::backend::{Call, Program, Step};
 use crate::command::TimeClass;
-use crate::lines::endpoint;
 use crate::{print, run};
 
 /// Both ends of a proxy connection.
@@ -89,7 +88,9 @@ fn as_step(name: &'static str, call: Call) -> Step {
 
 fn up(resource: &Resource, pair: &ProxyPair<'_>) -> Vec<Step> {
     let name = connection_name(resource, pair);
-    let end = |a: Option<&drbd_conf::model::Address>| a.map(endpoint).unwrap_or_default();
+    let end = |a: Option<&drbd_conf::model::Address>| {
+        a.map(drbd_conf::model::Address::endpoint).unwrap_or_default()
+    };
     let add = format!(
         "add connection {name} {} {} {} {}",
         end(pair.own.inside.as_ref()),

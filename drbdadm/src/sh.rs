@@ -217,7 +217,7 @@ fn status_of(app: &App, resource: &Resource) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use crate::lines::{address, endpoint};
+    use crate::lines::address;
     use drbd_conf::model::{Address, Family, Span};
 
     #[test]
@@ -230,6 +230,6 @@ mod tests {
         };
         assert_eq!(address(&make(Family::Ipv4, "10.0.0.1")), "ipv4:10.0.0.1:7789");
         assert_eq!(address(&make(Family::Ipv6, "fd01::1")), "ipv6:[fd01::1]:7789");
-        assert_eq!(endpoint(&make(Family::Sdp, "10.0.0.1")), "10.0.0.1:7789");
+        assert_eq!(make(Family::Sdp, "10.0.0.1").endpoint(), "10.0.0.1:7789");
     }
 }

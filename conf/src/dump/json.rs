@@ -7,9 +7,7 @@ use bstr::{BStr, ByteSlice};
 use serde_json::{Map, Value as Json, json};
 
 use crate::effective::{self, Effective, Origin};
-use crate::model::{
-    Address, Config, Family, Global, HostKind, HostSection, MetaIndex, Resource, Volume,
-};
+use crate::model::{Address, Config, Global, HostKind, HostSection, MetaIndex, Resource, Volume};
 use crate::options::{Section, Unit, Value};
 use crate::parse::section_title as section_key;
 use crate::source::Sources;
@@ -103,12 +101,7 @@ fn host(h: &HostSection, is_me: bool, sources: &Sources) -> Json {
 }
 
 fn address(a: &Address) -> Json {
-    let family = match a.family {
-        Family::Ipv4 => "ipv4",
-        Family::Ipv6 => "ipv6",
-        Family::Ssocks => "ssocks",
-        Family::Sdp => "sdp",
-    };
+    let family = a.family.name();
     let port = a.port.to_str().ok().and_then(|p| p.parse::<u16>().ok());
     json!({ "family": family, "address": text(a.addr.as_bstr()), "port": port })
 }

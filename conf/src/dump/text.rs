@@ -4,8 +4,8 @@ use bstr::{BStr, BString, ByteSlice};
 
 use super::{TEXT_MAX, TooLong, quoted, quoted_host};
 use crate::model::{
-    Address, Config, Family, Global, HostKind, HostSection, MetaIndex, OptionList, Resource,
-    UsageCount, Volume,
+    Address, Config, Global, HostKind, HostSection, MetaIndex, OptionList, Resource, UsageCount,
+    Volume,
 };
 use crate::source::Sources;
 
@@ -55,25 +55,6 @@ pub fn one(resource: &Resource, context: &Context<'_>) -> Result<BString, TooLon
 struct Printer {
     out: Vec<u8>,
     depth: usize,
-}
-
-fn family(address: &Address) -> &'static str {
-    match address.family {
-        Family::Ipv4 => "ipv4",
-        Family::Ipv6 => "ipv6",
-        Family::Ssocks => "ssocks",
-        Family::Sdp => "sdp",
-    }
-}
-
-/// `addr:port`, with brackets for IPv6.
-pub(crate) fn endpoint(address: &Address) -> BString {
-    match address.family {
-        Family::Ipv6 => format!("[{}]:{}", address.addr, address.port).into(),
-        Family::Ipv4 | Family::Ssocks | Family::Sdp => {
-            format!("{}:{}", address.addr, address.port).into()
-        }
-    }
 }
 
 impl Printer {
@@ -252,8 +233,8 @@ impl Printer {
             HostKind::On => self.line(&[b"on ", &host_list(&host.names), b" {"]),
             HostKind::Floating => {
                 if let Some(address) = &host.address {
-                    let family = family(address).as_bytes();
-                    self.line(&[b"floating ", family, b" ", &endpoint(address), b" {"]);
+                    let family = address.family.name().as_bytes();
+                    self.line(&[b"floating ", family, b" ", &address.endpoint(), b" {"]);
                 }
             }
             HostKind::StackedOn(lower) => {
@@ -294,8 +275,8 @@ impl Printer {
     }
 
     fn address(&mut self, name: &str, address: &Address) {
-        let family = family(address);
-        let text = format!("{name:<16} {family} {};", endpoint(address));
+        let family = address.family.name();
+        let text = format!("{name:<16} {family} {};", address.endpoint());
         self.line(&[text.as_bytes()]);
     }
 

@@ -4,7 +4,7 @@ use bstr::{BStr, BString, ByteSlice};
 
 use super::{TEXT_MAX, TooLong};
 use crate::model::{
-    Address, Config, Family, Global, HostKind, HostSection, MetaIndex, OptionList, Resource, Volume,
+    Address, Config, Global, HostKind, HostSection, MetaIndex, OptionList, Resource, Volume,
 };
 use crate::source::Sources;
 
@@ -220,12 +220,7 @@ impl Printer {
     }
 
     fn address(&mut self, tag: &str, address: &Address) {
-        let family = match address.family {
-            Family::Ipv4 => "ipv4",
-            Family::Ipv6 => "ipv6",
-            Family::Ssocks => "ssocks",
-            Family::Sdp => "sdp",
-        };
+        let family = address.family.name();
         let attributes = format!(" family=\"{family}\" port=\"{}\"", address.port);
         self.element(tag, &attributes, address.addr.as_bstr());
     }

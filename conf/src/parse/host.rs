@@ -15,10 +15,8 @@ use crate::options::Section;
 /// Name of a floating section: its address.
 fn floating_name(address: &Address) -> BString {
     match address.family {
-        Family::Ipv6 => format!("ipv6 [{}]:{}", address.addr, address.port).into(),
-        Family::Ipv4 | Family::Ssocks | Family::Sdp => {
-            format!("{}:{}", address.addr, address.port).into()
-        }
+        Family::Ipv6 => format!("ipv6 {}", address.endpoint()).into(),
+        Family::Ipv4 | Family::Ssocks | Family::Sdp => address.endpoint(),
     }
 }
 
