@@ -10,6 +10,8 @@ pub mod decide;
 #[cfg(test)]
 mod exhaustive;
 pub mod explain;
+#[cfg(test)]
+mod history;
 pub mod splitbrain;
 
 use core::fmt;
@@ -72,6 +74,28 @@ impl Slots {
         self.bitmap = self.current;
         self.set_current(random, role);
         lost
+    }
+
+    /// A Primary writes without its peer from now on: it lost the peer's data, or was promoted
+    /// without it. What it writes belongs to a new generation. Spec §3.3 G1, G3.
+    ///
+    /// The original begins none while the bitmap slot is in use, that is after a resync was
+    /// interrupted. If its target had just finished (and the source missed that), both nodes then
+    /// have the same current identifier; if both are promoted before they meet again, rule 50
+    /// throws the source's writes away without noticing a split brain. Here a generation begins in
+    /// that case too: the bitmap keeps its base, so an interrupted resync goes on with the bitmap,
+    /// and the old identifier goes to the history, so a target that had finished gets a full resync
+    /// (rule 80), and one that was promoted is a split brain.
+    ///
+    /// To be called only if the current identifier was ever sent to the peer: otherwise nobody
+    /// else can have it, and nothing is gained by using up the history.
+    pub fn begin_generation(&mut self, random: Gi, role: Role) {
+        if self.bitmap == Gi(0) {
+            self.new_current(random, role);
+        } else {
+            self.push_history(self.current);
+            self.set_current(random, role);
+        }
     }
 
     /// The source starts a resync: returns the sync identifier that the target gets.
