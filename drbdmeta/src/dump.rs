@@ -113,6 +113,10 @@ pub fn write_bitmap(
     region.each_piece::<DumpError>(io, |piece| {
         match piece {
             Piece::Zeros(bytes) => text.run(out, 0, bytes / 4)?,
+            // Most of a bitmap is zero; that is seen faster than it is turned into words.
+            Piece::Bytes(bytes) if bytes.iter().all(|b| *b == 0) => {
+                text.run(out, 0, u64::try_from(bytes.len() / 4).unwrap_or(0))?;
+            }
             Piece::Bytes(bytes) => {
                 let mut words = bytes
                     .chunks_exact(4)
