@@ -19,9 +19,11 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 
 const MIB: u64 = 1 << 20;
 
+type Body = fn() -> Result<()>;
+
 fn main() {
     let args = Arguments::from_args();
-    let bodies: [(&str, fn() -> Result<()>); 6] = [
+    let bodies: [(&str, Body); 6] = [
         ("a_held_device_names_the_pid", held),
         ("a_backup_brings_everything_back", backup),
         ("an_interrupted_move_is_completed", interrupted_move),
@@ -29,7 +31,7 @@ fn main() {
         ("a_dump_comes_back", dump_comes_back),
         ("usage_errors_have_their_status", usage),
     ];
-    let checked = |body: fn() -> Result<()>| body().map_err(|e| Failed::from(format!("{e:#}")));
+    let checked = |body: Body| body().map_err(|e| Failed::from(format!("{e:#}")));
     let tests = bodies.into_iter().map(|(name, body)| trial(name, &[], move || checked(body)));
     libtest_mimic::run(&args, tests.collect()).exit();
 }
