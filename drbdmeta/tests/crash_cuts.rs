@@ -25,7 +25,8 @@ fn layout(size: u64, al: AlGeometry) -> Layout {
     Layout::for_new(Placement::Internal, ByteLen(size), al).unwrap()
 }
 
-/// What a disk that reorders writes between two flushes can leave: all but one of them, or one.
+/// What a disk that reorders writes between two flushes can leave: one of them, or all while one
+/// is torn.
 fn each_reordering(start: &Memory, steps: &[Step], each: &mut impl FnMut(Memory)) -> usize {
     let mut image = start.clone();
     let mut count = 0;
@@ -33,10 +34,12 @@ fn each_reordering(start: &Memory, steps: &[Step], each: &mut impl FnMut(Memory)
         for (kept, is_alone) in (0..epoch.len()).flat_map(|i| [(i, true), (i, false)]) {
             let mut cut = image.clone();
             for (i, step) in epoch.iter().enumerate() {
-                if let Step::Write(at, data) = step
-                    && (i == kept) == is_alone
-                {
+                let Step::Write(at, data) = step else { continue };
+                if (i == kept) == is_alone {
                     cut.write_at(*at, data).unwrap();
+                } else if !is_alone {
+                    // The late one was under way.
+                    cut.write_at(*at, &data[..512]).unwrap();
                 }
             }
             each(cut);
