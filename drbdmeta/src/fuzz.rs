@@ -130,11 +130,14 @@ mod tests {
 
         #[test]
         fn damaged_dumps_never_panic(
-            at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<prop::sample::Index>(),
+            at in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
         ) {
             let mut text = b"version \"v08\";\nuuid {\n 0x0000000000000004; 0x0000000000000000; \
                 0x0000000000000000; 0x0000000000000000;\n flags 0x00000080;\n}\nla-size-sect 16;\n\
-                bm-byte-per-bit 4096;\ndevice-uuid 0x0000000000000000;\nla-peer-max-bio-size 0;\n\
+                bm-byte-per-bit 4096;\ndevice-uuid 0x0000000000000000;\n\
+                la-peer-max-bio-size 0;\n\
                 al-stripes 1;\nal-stripe-size-4k 8;\nbm {\n 3 times 0xFFFFFFFFFFFFFFFF;\n}\n".to_vec();
             let at = at.index(text.len());
             text[at] = value;
