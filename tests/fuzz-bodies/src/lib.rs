@@ -40,6 +40,20 @@ pub fn conf_parse(data: &[u8]) {
     }
 }
 
+/// Meta-data: everything that is decoded from a disk or from the text of a dump. The first byte
+/// says what the rest is.
+pub fn meta_data(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else { return };
+    match kind % 6 {
+        0 => drbdmeta::fuzz::superblock(rest),
+        1 => drbdmeta::fuzz::al_block(rest),
+        2 => drbdmeta::fuzz::al_replay(rest),
+        3 => drbdmeta::fuzz::al_old(rest),
+        4 => drbdmeta::fuzz::dump_text(rest),
+        _ => drbdmeta::fuzz::notes(rest),
+    }
+}
+
 fn read(files: &MemoryLoader, recover: bool) -> Option<Loaded> {
     let main = Main::File(Path::new("t.conf"));
     let request = Request { main, test: None, recover, node_minor: |_| None };

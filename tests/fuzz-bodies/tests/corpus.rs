@@ -7,7 +7,10 @@ fn corpora_and_regressions_hold() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let fuzz = here.ancestors().nth(2).unwrap().join("fuzz");
     type Body = fn(&[u8]);
-    let targets: [(&str, Body); 1] = [("conf_parse", drbdrs_fuzz_bodies::conf_parse)];
+    let targets: [(&str, Body); 2] = [
+        ("conf_parse", drbdrs_fuzz_bodies::conf_parse),
+        ("meta_data", drbdrs_fuzz_bodies::meta_data),
+    ];
     for (target, body) in targets {
         let mut count = 0;
         for folder in ["corpus", "regressions"] {
