@@ -76,9 +76,10 @@ impl AlGeometry {
         u64::from(self.stripes) * u64::from(self.stripe_blocks)
     }
 
-    /// Length of the area.
+    /// Length of the area. Stored values whose product no device could hold give the largest
+    /// length, which never fits.
     pub fn len(self) -> ByteLen {
-        ByteLen(self.blocks() * BLOCK)
+        ByteLen(self.blocks().saturating_mul(BLOCK))
     }
 
     /// A ring without blocks?

@@ -71,7 +71,7 @@ fn describe_data(sb: &Superblock) {
 }
 
 fn describe_generations(sb: &Superblock) {
-    if sb.current.is_same_generation(Gi::JUST_CREATED) {
+    if sb.current.same(Gi::JUST_CREATED) {
         say("The generation is the one of new meta-data: the data was never used.");
         return;
     }
@@ -126,7 +126,7 @@ fn describe_bitmap(o: &mut Opened<'_>, sb: &Superblock, layout: &Layout) -> Resu
 }
 
 fn describe_connect(sb: &Superblock) {
-    let is_new = sb.current.is_same_generation(Gi::JUST_CREATED);
+    let is_new = sb.current.same(Gi::JUST_CREATED);
     let is_usable = sb.flags.contains(Flags::CONSISTENT);
     say(match (is_new, is_usable, sb.bitmap.is_none()) {
         (true, ..) => {

@@ -11,6 +11,14 @@ use core::fmt;
 pub struct Gi(pub u64);
 
 impl Gi {
+    /// The identifier of meta-data that was just created.
+    pub const JUST_CREATED: Self = Self(4);
+
+    /// No generation at all? The flag bit does not count.
+    pub const fn is_none(self) -> bool {
+        self.0 & !1 == 0
+    }
+
     /// The same generation?
     pub const fn same(self, other: Self) -> bool {
         self.0 | 1 == other.0 | 1
