@@ -8,4 +8,8 @@
 
 extern crate alloc;
 
+pub mod config;
 pub mod generation;
+pub mod ids;
+pub mod request;
+pub mod slab;
