@@ -11,5 +11,6 @@ extern crate alloc;
 pub mod config;
 pub mod generation;
 pub mod ids;
+pub mod peer_write;
 pub mod request;
 pub mod slab;

@@ -1,0 +1,324 @@
+//! Epochs of the receiving side: which writes must be finished before which barrier is
+//! acknowledged. Spec: io-path-and-resync.md §2.3, §2.4.
+//!
+//! Invariants (§15, 22 and 23): a barrier is acknowledged exactly once, in order, with the number of
+//! writes received in its epoch, after all of them are finished and, with [`Ordering::Flush`],
+//! flushed; no later write is received before that, except with [`Ordering::None`].
+
+use alloc::collections::VecDeque;
+
+/// How writes of different epochs are kept in order on the disk, the strongest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ordering {
+    /// Not at all.
+    None,
+    /// An epoch begins when the one before is written.
+    Drain,
+    /// An epoch begins when the one before is written and flushed.
+    Flush,
+}
+
+impl Ordering {
+    /// As the log names it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Drain => "drain",
+            Self::Flush => "flush",
+        }
+    }
+
+    /// As `/proc/drbd` names it.
+    pub const fn letter(self) -> char {
+        match self {
+            Self::None => 'n',
+            Self::Drain => 'd',
+            Self::Flush => 'f',
+        }
+    }
+
+    /// What the options of the attached disks allow: the weakest of all.
+    /// `disks` are pairs of `disk-flushes` and `disk-drain`.
+    pub fn allowed(disks: impl IntoIterator<Item = (bool, bool)>) -> Self {
+        disks.into_iter().fold(Self::Flush, |weakest, (flushes, drain)| {
+            let this = match (flushes, drain) {
+                (true, _) => Self::Flush,
+                (false, true) => Self::Drain,
+                (false, false) => Self::None,
+            };
+            weakest.min(this)
+        })
+    }
+}
+
+/// Which epoch a write belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EpochId(u64);
+
+/// The number that the peer gave the epoch; echoed, never looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarrierNr(pub u32);
+
+#[derive(Clone, Copy, Debug)]
+struct Epoch {
+    id: EpochId,
+    barrier: Option<BarrierNr>,
+    /// Writes received.
+    size: u32,
+    /// Of these, not finished.
+    active: u32,
+}
+
+/// All epochs that are not acknowledged; the last one is the one that writes are received in.
+#[derive(Debug)]
+pub struct PeerEpochs {
+    open: VecDeque<Epoch>,
+    next: u64,
+    /// Method now in force.
+    pub ordering: Ordering,
+    flush: Flush,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    Idle,
+    Running,
+    /// Of the oldest epoch.
+    Done,
+}
+
+impl Default for PeerEpochs {
+    fn default() -> Self {
+        let mut new =
+            Self { open: VecDeque::new(), next: 0, ordering: Ordering::Flush, flush: Flush::Idle };
+        new.begin();
+        new
+    }
+}
+
+impl PeerEpochs {
+    fn begin(&mut self) {
+        let id = EpochId(self.next);
+        self.next += 1;
+        self.open.push_back(Epoch { id, barrier: None, size: 0, active: 0 });
+    }
+
+    /// Number of open epochs, the counter `ep`: at least 1.
+    pub fn count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// A write was received.
+    pub fn received(&mut self) -> EpochId {
+        let Some(last) = self.open.back_mut() else { return EpochId(0) };
+        last.size += 1;
+        last.active += 1;
+        last.id
+    }
+
+    /// A write is finished: its acknowledgement, if any, is on its way.
+    pub fn finished(&mut self, id: EpochId) {
+        if let Some(epoch) = self.find(id) {
+            epoch.active = epoch.active.saturating_sub(1);
+        }
+    }
+
+    /// A write turned out not to be one: two Primaries wrote the same place and this node
+    /// decided against the peer's write. It must not count, or its epoch would never be
+    /// acknowledged (defect 14.2).
+    pub fn uncount(&mut self, id: EpochId) {
+        if let Some(epoch) = self.find(id) {
+            epoch.active = epoch.active.saturating_sub(1);
+            epoch.size = epoch.size.saturating_sub(1);
+        }
+    }
+
+    fn find(&mut self, id: EpochId) -> Option<&mut Epoch> {
+        self.open.iter_mut().find(|epoch| epoch.id == id)
+    }
+
+    /// The epoch that writes are received in has ended. Must not be called while
+    /// [`Self::holds_receiver`].
+    ///
+    /// A barrier without writes is not acknowledged (no sender that keeps the protocol sends one).
+    pub fn on_barrier(&mut self, nr: BarrierNr) {
+        let Some(last) = self.open.back_mut() else { return };
+        if last.size > 0 {
+            last.barrier = Some(nr);
+            if self.ordering == Ordering::None {
+                self.begin();
+            }
+        }
+    }
+
+    /// Must receiving wait, because a barrier came and its epoch is not acknowledged?
+    pub fn holds_receiver(&self) -> bool {
+        self.open.back().is_some_and(|last| last.barrier.is_some())
+    }
+
+    /// Everything of the oldest epoch is written, and it must be flushed now; the answer goes to
+    /// [`Self::flushed`].
+    #[must_use]
+    pub fn take_flush(&mut self) -> bool {
+        let is_due = self.ordering == Ordering::Flush
+            && self.flush == Flush::Idle
+            && self
+                .open
+                .front()
+                .is_some_and(|oldest| oldest.barrier.is_some() && oldest.active == 0);
+        if is_due {
+            self.flush = Flush::Running;
+        }
+        is_due
+    }
+
+    /// The flush has ended. A disk that can not flush lowers the method for the rest of the time.
+    pub fn flushed(&mut self, ok: bool) {
+        self.flush = Flush::Done;
+        if !ok {
+            self.ordering = self.ordering.min(Ordering::Drain);
+        }
+    }
+
+    /// The next acknowledgement that is due: barrier number and size of its epoch.
+    #[must_use]
+    pub fn take_acknowledged(&mut self) -> Option<(BarrierNr, u32)> {
+        let oldest = self.open.front()?;
+        let nr = oldest.barrier?;
+        let size = oldest.size;
+        if oldest.active > 0 || (self.ordering == Ordering::Flush && self.flush != Flush::Done) {
+            return None;
+        }
+        self.open.pop_front();
+        self.flush = Flush::Idle;
+        if self.open.is_empty() {
+            self.begin();
+        }
+        Some((nr, size))
+    }
+
+    /// The connection is gone. Nothing of it will be acknowledged; writes that were received are
+    /// still carried out, and report to epochs that nobody knows any more.
+    pub fn lost(&mut self) {
+        self.open.clear();
+        self.flush = Flush::Idle;
+        self.begin();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: BarrierNr = BarrierNr(1);
+    const TWO: BarrierNr = BarrierNr(2);
+
+    fn with(ordering: Ordering) -> PeerEpochs {
+        PeerEpochs { ordering, ..PeerEpochs::default() }
+    }
+
+    /// Defect 14.4 of the original: the barrier ack went out before the flush.
+    #[test]
+    fn defect_14_4_a_barrier_is_acknowledged_after_writes_and_flush() {
+        let mut epochs = with(Ordering::Flush);
+        let (a, b) = (epochs.received(), epochs.received());
+        epochs.on_barrier(ONE);
+        assert!(epochs.holds_receiver());
+        epochs.finished(a);
+        assert!(!epochs.take_flush(), "one write is not finished");
+        epochs.finished(b);
+        assert_eq!(epochs.take_acknowledged(), None, "not flushed");
+        assert!(epochs.take_flush() && !epochs.take_flush(), "once");
+        assert_eq!(epochs.take_acknowledged(), None, "still flushing");
+        epochs.flushed(true);
+        assert_eq!(epochs.take_acknowledged(), Some((ONE, 2)));
+        assert_eq!(epochs.take_acknowledged(), None, "exactly once");
+        assert!(!epochs.holds_receiver());
+        assert_eq!(epochs.count(), 1);
+    }
+
+    #[test]
+    fn drain_waits_but_does_not_flush() {
+        let mut epochs = with(Ordering::Drain);
+        let a = epochs.received();
+        epochs.on_barrier(ONE);
+        epochs.finished(a);
+        assert!(!epochs.take_flush());
+        assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
+    }
+
+    #[test]
+    fn without_ordering_epochs_overlap_but_are_acknowledged_in_order() {
+        let mut epochs = with(Ordering::None);
+        let a = epochs.received();
+        epochs.on_barrier(ONE);
+        assert!(!epochs.holds_receiver());
+        let b = epochs.received();
+        epochs.on_barrier(TWO);
+        epochs.finished(b);
+        assert_eq!(epochs.take_acknowledged(), None, "the older one first");
+        epochs.finished(a);
+        assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
+        assert_eq!(epochs.take_acknowledged(), Some((TWO, 1)));
+    }
+
+    #[test]
+    fn a_barrier_without_writes_is_not_acknowledged() {
+        let mut epochs = with(Ordering::Flush);
+        epochs.on_barrier(ONE);
+        assert!(!epochs.holds_receiver() && !epochs.take_flush());
+        let a = epochs.received();
+        epochs.finished(a);
+        assert_eq!(epochs.take_acknowledged(), None, "the stale number is forgotten");
+    }
+
+    /// Defect 14.2 of the original: an epoch with a superseded write was never acknowledged.
+    #[test]
+    fn defect_14_2_a_superseded_write_does_not_keep_its_epoch_open() {
+        let mut epochs = with(Ordering::Drain);
+        let (a, b) = (epochs.received(), epochs.received());
+        epochs.uncount(a);
+        epochs.finished(b);
+        epochs.on_barrier(ONE);
+        assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
+        let c = epochs.received();
+        epochs.uncount(c);
+        epochs.on_barrier(TWO);
+        assert_eq!(epochs.take_acknowledged(), None, "nothing is left to count");
+        assert!(!epochs.holds_receiver());
+    }
+
+    #[test]
+    fn a_failing_flush_lowers_the_method_and_releases_the_epoch() {
+        let mut epochs = with(Ordering::Flush);
+        let a = epochs.received();
+        epochs.finished(a);
+        epochs.on_barrier(ONE);
+        assert!(epochs.take_flush());
+        epochs.flushed(false);
+        assert_eq!(epochs.ordering, Ordering::Drain);
+        assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
+    }
+
+    #[test]
+    fn writes_of_a_lost_connection_report_to_nobody() {
+        let mut epochs = with(Ordering::Flush);
+        let old = epochs.received();
+        epochs.on_barrier(ONE);
+        epochs.lost();
+        assert!(!epochs.holds_receiver());
+        epochs.finished(old);
+        let new = epochs.received();
+        epochs.on_barrier(TWO);
+        assert!(!epochs.take_flush(), "the new write is not finished");
+        epochs.finished(new);
+        assert!(epochs.take_flush());
+    }
+
+    #[test]
+    fn the_weakest_disk_decides() {
+        assert_eq!(Ordering::allowed([]), Ordering::Flush);
+        assert_eq!(Ordering::allowed([(true, false), (false, true)]), Ordering::Drain);
+        assert_eq!(Ordering::allowed([(false, false), (true, true)]), Ordering::None);
+    }
+}
