@@ -6,11 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod gi;
+pub mod refusal;
 mod state;
+mod state_word;
 pub mod units;
 
 pub use gi::Gi;
-pub use state::{Dstate, Role};
+pub use refusal::Refusal;
+pub use state::{Cstate, Dstate, Role};
+pub use state_word::{BadStateWord, Fields, StateWord};
 pub use units::{
     AlExtentNr, BitCount, BitNr, ByteLen, ByteOffset, Deciseconds, HumanKib, Minor, RsExtentNr,
     Sector, SectorCount, SectorRange, Tick, VolumeNr,
