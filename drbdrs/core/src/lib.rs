@@ -13,4 +13,5 @@ pub mod generation;
 pub mod ids;
 pub mod peer_write;
 pub mod request;
+pub mod resync;
 pub mod slab;
