@@ -8,6 +8,7 @@ pub mod confcase;
 pub mod confgen;
 pub mod metagen;
 pub mod need;
+pub mod wirecase;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
