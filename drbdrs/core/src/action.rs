@@ -7,11 +7,9 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use drbd_types::{Minor, SectorCount, SectorRange, VolumeNr};
-use drbd_wire::Packet;
-use drbdmeta::superblock::Superblock;
+use drbd_types::{ByteLen, ByteOffset, Minor, SectorCount, SectorRange, VolumeNr};
+use drbd_wire::{Algorithm, Packet};
 
-use crate::al::Transaction;
 use crate::event::{Stream, WriteFlags};
 use crate::ids::{AppId, BufId, CallId, IoId, SendToken, Ticket};
 use crate::link::LinkAction;
@@ -51,21 +49,37 @@ pub enum Action {
         volume: u16,
         /// The packet. A digest that the connection wants is computed by the shell.
         packet: Packet,
-        /// Data that follows it, lent until the send is reported or the link is gone.
-        payload: Option<BufId>,
+        /// Data that follows it. The shell keeps a reference of its own until it is sent.
+        payload: Option<SendData>,
         /// Reported by [`crate::event::Event::Sent`] if given.
         token: Option<SendToken>,
     },
-    /// Packets of the data stream are to be held back in the shell (or no longer).
-    HoldData(bool),
+    /// The established connection is given up: both streams are closed. What was not sent is
+    /// dropped, and nothing more is received.
+    CloseStreams,
+    /// Whether the data stream is to be read. While not, packets that were read already are still
+    /// delivered; the engine keeps them.
+    Receive(bool),
+    /// Data packets of the peer carry this digest from the next packet on (`None`: no digest).
+    ExpectDigest(Option<Algorithm>),
+    /// Data packets to the peer carry this digest from the next [`Action::Send`] on.
+    AttachDigest(Option<Algorithm>),
+    /// The algorithms for [`DigestUse`].
+    DigestAlgorithms {
+        /// For [`DigestUse::Csums`].
+        csums: Option<Algorithm>,
+        /// For [`DigestUse::Verify`].
+        verify: Option<Algorithm>,
+    },
     /// A request of the upper layer has ended.
     CompleteApp {
         /// Which.
         id: AppId,
-        /// How. The buffer of the request goes back to its owner.
+        /// How. A read's buffer goes back to its owner; a write's is still lent, until
+        /// [`Action::FreeBuf`].
         result: Result<(), AppError>,
         /// A read was answered by the peer: its data is here, to be copied or swapped into the
-        /// request's buffer and then freed.
+        /// request's buffer; it belongs to the shell from now on.
         data: Option<BufId>,
     },
     /// The engine does not need this buffer any more.
@@ -88,20 +102,44 @@ pub enum Action {
     },
     /// A line for the log.
     Log(LogLine),
-    /// The device's size is now this.
-    SetSize {
+    /// What the device of a volume offers to applications.
+    Device {
         /// Of which volume.
         volume: VolumeNr,
-        /// In sectors.
-        size: SectorCount,
+        /// What.
+        offer: DeviceOffer,
     },
-    /// Whether applications may write, read, or not open the device at all.
-    SetAccess {
-        /// Of which volume.
-        volume: VolumeNr,
-        /// Primary: it may be used.
-        is_primary: bool,
-    },
+    /// Something that status views show has changed: a state, or the configuration.
+    Changed,
+}
+
+/// What a device offers to applications now. Requests that were split by older limits are still
+/// accepted. Spec: io-path-and-resync.md §3.1, §13.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceOffer {
+    /// Size, in sectors.
+    pub size: SectorCount,
+    /// Applications may use it: the node is Primary.
+    pub is_primary: bool,
+    /// Largest read or write, bytes.
+    pub max_io: u32,
+    /// Largest discard, bytes; 0: no discards.
+    pub max_discard: u32,
+    /// Largest zero-out, bytes; 0: zeroes must be written as data.
+    pub max_write_zeroes: u32,
+    /// Logical block size, bytes.
+    pub logical_block: u32,
+    /// Physical block size, bytes.
+    pub physical_block: u32,
+}
+
+/// Data of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendData {
+    /// In a buffer.
+    Buf(BufId),
+    /// So many zero bytes.
+    Zeroes(ByteLen),
 }
 
 /// On the data area.
@@ -152,24 +190,54 @@ pub enum DigestUse {
     Verify,
 }
 
-/// On the meta-data. Writes are stable when they are answered (if `md-flushes` is set), except
-/// bitmap pages, which a following superblock or activity-log write makes stable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// On the meta-data device. Blocks are 4096 bytes at offsets from the start of that device.
+#[derive(Clone, PartialEq, Eq)]
 pub enum MetaOp {
-    /// Open the configured disk, apply nothing, read and check the superblock.
+    /// Open the configured data disk and meta-data device, exclusively.
     Open,
-    /// Close it. What is still in flight is answered first.
+    /// Close both. What is still in flight is answered first.
     Close,
-    /// Write the superblock.
-    WriteSuperblock(Box<Superblock>),
-    /// Write one block of the activity log.
-    WriteAl(Box<Transaction>),
-    /// Read one page of the bitmap.
-    ReadBitmapPage(u32),
-    /// Write one page of the bitmap.
-    WriteBitmapPage(u32, Box<[u8; 4096]>),
-    /// Make earlier bitmap pages stable.
+    /// Read this many blocks.
+    Read {
+        /// Where.
+        at: ByteOffset,
+        /// How many.
+        blocks: u32,
+    },
+    /// Write one block.
+    Write {
+        /// Where.
+        at: ByteOffset,
+        /// What.
+        block: Box<[u8; 4096]>,
+        /// With a flush before and through volatile caches: when it is answered, this block and
+        /// all that were answered before survive a power loss.
+        stable: bool,
+    },
+    /// Write many blocks of equal bytes.
+    Fill {
+        /// Where.
+        at: ByteOffset,
+        /// How many.
+        blocks: u32,
+        /// With what.
+        value: u8,
+    },
+    /// What was answered before is to survive a power loss.
     Flush,
+}
+
+impl core::fmt::Debug for MetaOp {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Open => f.write_str("Open"),
+            Self::Close => f.write_str("Close"),
+            Self::Read { at, blocks } => write!(f, "Read({}, {blocks} blocks)", at.0),
+            Self::Write { at, stable, .. } => write!(f, "Write({}, stable: {stable})", at.0),
+            Self::Fill { at, blocks, value } => write!(f, "Fill({}, {blocks}, {value})", at.0),
+            Self::Flush => f.write_str("Flush"),
+        }
+    }
 }
 
 /// Why a request of the upper layer failed.

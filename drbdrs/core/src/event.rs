@@ -2,10 +2,12 @@
 //!
 //! Events are facts. The engine never asks for time, randomness or bytes: they arrive here.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
 use drbd_types::{ByteLen, SectorCount, SectorRange, VolumeNr};
-use drbd_wire::Packet;
-use drbdmeta::layout::Layout;
-use drbdmeta::superblock::Superblock;
+use drbd_wire::{Packet, PeerError};
+use drbdmeta::layout::Placement;
 
 use crate::admin::Command;
 use crate::ids::{AppId, BufId, CallId, IoId, SendToken, Ticket};
@@ -20,6 +22,14 @@ pub use drbd_wire::Stream;
 pub enum Event {
     /// The upper layer wants something.
     App(AppRequest),
+    /// How many users have the device open (NBD clients, file systems): a Primary with users is
+    /// not demoted.
+    OpenCount {
+        /// Of which volume.
+        volume: VolumeNr,
+        /// Users now.
+        users: u32,
+    },
     /// A data disk answered.
     Disk {
         /// The action that is answered.
@@ -34,9 +44,12 @@ pub enum Event {
         /// What came of it.
         result: Result<MetaAnswer, IoFailure>,
     },
-    /// Sockets, before and below packets.
+    /// Sockets, before there is a connection.
     Link(LinkEvent),
     /// A packet came from the peer, after the two streams were established.
+    ///
+    /// Actions that this causes must be carried out before the next packet is decoded:
+    /// [`crate::action::Action::ExpectDigest`] changes how that is done.
     Packet {
         /// On which stream.
         stream: Stream,
@@ -47,16 +60,29 @@ pub enum Event {
         /// Its data, in a buffer that belongs to the engine from now on.
         payload: Option<Payload>,
     },
-    /// A send is completely in the hands of the transport.
+    /// An established stream came to its end or broke. Nothing more is received on it.
+    StreamLost {
+        /// Which.
+        stream: Stream,
+        /// How.
+        how: StreamLoss,
+    },
+    /// Everything up to and including this send is in the hands of the transport.
     Sent {
         /// The token of the send.
         token: SendToken,
     },
-    /// Bytes that wait in the shell's queue of the data stream, reported whenever it falls below
-    /// half of the send buffer or rises above it.
+    /// State of the shell's send queue of an established stream. Reported when the queue runs
+    /// empty, when it crosses half of the send buffer, and while it is not empty about every 0.25 s.
     SendQueue {
+        /// Of which stream.
+        stream: Stream,
+        /// Bytes that wait in the shell and in the transport.
+        waiting: ByteLen,
         /// More than half of the send buffer is in use.
         is_congested: bool,
+        /// Bytes that the transport has taken since the connection was established.
+        moved: u64,
     },
     /// A handler program ended.
     Handler {
@@ -72,8 +98,34 @@ pub enum Event {
         /// What is wanted.
         command: Command,
     },
+    /// Another volume of this node, on which this one depends (`resync-after`), began or ended a
+    /// resync. Spec: states-and-generations.md §11.4.
+    Dependency {
+        /// The dependent volume.
+        volume: VolumeNr,
+        /// It must wait.
+        must_wait: bool,
+    },
     /// Time has passed.
     Timer,
+}
+
+/// How an established stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamLoss {
+    /// The peer closed it.
+    Closed,
+    /// The peer, or something in between, reset it.
+    Reset,
+    /// Receiving failed; the number is the errno.
+    ReceiveFailed(i32),
+    /// Sending failed; the number is the errno.
+    SendFailed(i32),
+    /// The peer broke the protocol; `packet` is what the original calls the packet, if it got as far.
+    Bad {
+        /// What is wrong.
+        error: PeerError,
+    },
 }
 
 /// Data of a packet.
@@ -178,23 +230,23 @@ impl core::fmt::Debug for Digest {
 /// Answer of the meta-data device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetaAnswer {
-    /// A write is stable.
+    /// It is done.
     Done,
-    /// The disk was opened and its superblock is valid and clean.
-    Opened(alloc::boxed::Box<Opened>),
-    /// One page of the bitmap; `None` for a page that is a hole, that is, all zero.
-    BitmapPage(Option<alloc::boxed::Box<[u8; 4096]>>),
+    /// The devices are open.
+    Opened(Opened),
+    /// The blocks that are not entirely zero, with their index in the range that was read.
+    Blocks(Vec<(u32, Box<[u8; 4096]>)>),
 }
 
-/// What is known of a disk after it was opened. Spec: metadata.md §6.
+/// What is known of a disk after it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// As read.
-    pub superblock: Superblock,
-    /// Where the areas are.
-    pub layout: Layout,
-    /// The largest size that this disk can offer. Spec: states-and-generations.md §5.1 "max".
-    pub max_size: SectorCount,
+    /// Capacity of the backing device.
+    pub backing: SectorCount,
+    /// Length of the device that carries the meta-data (the same for internal meta-data).
+    pub meta_device: ByteLen,
+    /// Where the meta-data is.
+    pub placement: Placement,
     /// What the device can do.
     pub limits: DiskLimits,
 }
