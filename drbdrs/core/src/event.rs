@@ -197,35 +197,8 @@ pub struct DiskAnswer {
     pub digest: Option<Digest>,
 }
 
-/// A digest of up to 64 bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Digest {
-    bytes: [u8; 64],
-    len: u8,
-}
-
-impl Digest {
-    /// From its bytes. `None` beyond 64.
-    pub fn new(from: &[u8]) -> Option<Self> {
-        let mut bytes = [0; 64];
-        bytes.get_mut(..from.len())?.copy_from_slice(from);
-        Some(Self { bytes, len: u8::try_from(from.len()).ok()? })
-    }
-
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
-    }
-}
-
-impl core::fmt::Debug for Digest {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        for byte in self.as_bytes() {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
-    }
-}
+/// A digest, at most 64 bytes.
+pub use drbd_wire::Digest;
 
 /// Answer of the meta-data device.
 #[derive(Clone, Debug, PartialEq, Eq)]
