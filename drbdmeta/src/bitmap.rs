@@ -6,13 +6,30 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::io::{IoError, MetaIo, byte_count};
-use crate::layout::{Layout, bitmap_bytes};
+use crate::layout::{BLOCK, BLOCK_BYTES, Layout, bitmap_bytes};
 use crate::units::{AlExtentNr, BitCount, BitNr, ByteLen, ByteOffset, SectorCount};
 
 /// What is read at once.
 const PIECE: usize = 1 << 20;
 /// What one extent of the activity log has in the bitmap.
 const EXTENT_BYTES: usize = 128;
+
+/// Bits of one page of the bitmap: 4096 bytes, which are read and written as a whole. It stands
+/// for 128 MiB of data.
+pub const BITS_PER_PAGE: u64 = 32_768;
+/// Extents of the activity log whose bits are in one page.
+pub const AL_EXTENTS_PER_PAGE: u32 = 32;
+
+/// The page that holds a bit; `None` beyond what the format can describe.
+pub fn page_of_bit(bit: BitNr) -> Option<u32> {
+    u32::try_from(bit.0 / BITS_PER_PAGE).ok()
+}
+
+/// The page that holds the bits of an extent. It must be stable before the slot of the extent is
+/// given to another one. Spec: metadata.md §5.
+pub const fn page_of_extent(extent: AlExtentNr) -> u32 {
+    extent.0 / AL_EXTENTS_PER_PAGE
+}
 
 /// The part of the bitmap that is in use for one size of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +57,23 @@ impl Region {
         let data = SectorCount(data.0.min(layout.usable().0));
         let bits = BitCount(data.0.div_ceil(8));
         Self { start: layout.bitmap, len: bitmap_bytes(data), bits }
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        u32::try_from(self.len.0 / BLOCK).unwrap_or(u32::MAX)
+    }
+
+    /// Where a page is on the device; `None` behind the last one.
+    pub fn page_place(&self, page: u32) -> Option<ByteOffset> {
+        (page < self.pages()).then(|| ByteOffset(self.start.0 + u64::from(page) * BLOCK))
+    }
+
+    /// Clears what means nothing in a page that was read: the bits behind the end of the data.
+    pub fn clear_behind_end(&self, page: u32, content: &mut [u8; BLOCK_BYTES]) {
+        for (at, byte) in (u64::from(page) * BITS_PER_PAGE..).step_by(8).zip(content) {
+            *byte &= mask(at, self.bits.0);
+        }
     }
 
     /// Shows the whole region piece by piece, in order. Pieces are multiples of 4096 bytes, and
@@ -208,6 +242,22 @@ mod tests {
     use crate::io::Memory;
     use alloc::collections::BTreeSet;
     use proptest::prelude::*;
+
+    #[test]
+    fn pages_are_counted_placed_and_cleaned_behind_the_end() {
+        let region = Region { start: ByteOffset(4096), len: ByteLen(8192), bits: BitCount(32_771) };
+        assert_eq!(region.pages(), 2);
+        assert_eq!(region.page_place(1), Some(ByteOffset(8192)));
+        assert_eq!(region.page_place(2), None);
+        let mut page = [0xFF; 4096];
+        region.clear_behind_end(0, &mut page);
+        assert_eq!(page, [0xFF; 4096]);
+        region.clear_behind_end(1, &mut page);
+        assert_eq!((page[0], page[1..].iter().max()), (0b111, Some(&0)));
+        assert_eq!(page_of_bit(BitNr(32_768)), Some(1));
+        assert_eq!(page_of_bit(BitNr(u64::MAX)), None);
+        assert_eq!((page_of_extent(AlExtentNr(31)), page_of_extent(AlExtentNr(32))), (0, 1));
+    }
 
     proptest! {
         #[test]

@@ -2,7 +2,8 @@
 //!
 //! The library works on byte slices and on whatever implements [`io::MetaIo`]; only the command
 //! opens devices. Nothing else in the project knows an offset or a magic number of this format.
-//! The format itself is described in `FORMAT.md`.
+//! The format itself is described in `FORMAT.md`. The library is `no_std`; the feature `std` (on by
+//! default) builds the command.
 
 #![no_std]
 #![forbid(unsafe_code)]
