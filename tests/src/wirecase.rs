@@ -65,7 +65,7 @@ pub fn sessions(root: &Path) -> Result<Vec<Session>> {
             if path.is_dir() {
                 folders.push(path);
             } else if let Some(number) =
-                name.strip_suffix(".data.a2b.xz").or(name.strip_suffix(".data.a2b"))
+                name.strip_suffix(".xz").unwrap_or(name).strip_suffix(".data.a2b")
             {
                 found.push((folder.clone(), number.to_owned()));
             }
