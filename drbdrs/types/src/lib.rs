@@ -5,12 +5,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod failure;
 mod gi;
 pub mod refusal;
 mod state;
 mod state_word;
 pub mod units;
 
+pub use failure::Failure;
 pub use gi::Gi;
 pub use refusal::Refusal;
 pub use state::{Cstate, Dstate, Role};
