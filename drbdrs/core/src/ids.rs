@@ -33,3 +33,7 @@ handle! {
     /// One command of the administrator.
     Ticket(u32)
 }
+handle! {
+    /// A socket. Chosen by the shell, never used twice in the life of a link.
+    SocketId(u32)
+}

@@ -11,6 +11,8 @@ extern crate alloc;
 pub mod config;
 pub mod generation;
 pub mod ids;
+pub mod link;
+pub mod log_line;
 pub mod peer_write;
 pub mod request;
 pub mod resync;
