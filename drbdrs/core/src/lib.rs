@@ -17,3 +17,4 @@ pub mod peer_write;
 pub mod request;
 pub mod resync;
 pub mod slab;
+pub mod state;
