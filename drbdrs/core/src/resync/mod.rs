@@ -6,5 +6,6 @@
 #[cfg(test)]
 pub(crate) mod chance;
 pub mod controller;
+pub mod dependency;
 pub mod progress;
 pub mod throttle;
