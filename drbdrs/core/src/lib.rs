@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+pub mod bitmap;
 pub mod config;
 pub mod generation;
 pub mod ids;
