@@ -6,8 +6,10 @@
 
 pub mod confcase;
 pub mod confgen;
+pub mod guest;
 pub mod metagen;
 pub mod need;
+pub mod proxy;
 pub mod wirecase;
 
 use std::path::{Path, PathBuf};

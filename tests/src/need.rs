@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
 
+use crate::guest;
+
 /// The original drbdadm for 8.4.
 pub const ORIGINAL_DRBDADM: &str = "/lib/drbd/drbdadm-84";
 
@@ -15,6 +17,8 @@ pub enum Need {
     File(&'static str),
     /// Private host name, network and mounts.
     Namespaces,
+    /// QEMU, and an image for kernel guests or the tools that can build it.
+    Guest,
 }
 
 impl Need {
@@ -23,6 +27,10 @@ impl Need {
         match self {
             Self::File(path) => Path::new(path).exists(),
             Self::Namespaces => namespaces_work(),
+            Self::Guest => {
+                let can_build = has_program("apt-get") && has_program("dpkg-deb");
+                has_program(guest::QEMU) && (can_build || guest::image::existing().is_some())
+            }
         }
     }
 }
@@ -34,6 +42,11 @@ pub fn unshare_options() -> &'static [&'static str] {
     } else {
         &["-r", "-u", "-n", "-m"]
     }
+}
+
+fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
 fn namespaces_work() -> bool {

@@ -48,6 +48,16 @@ enum Task {
     Tidy,
     /// Licences and sources of all dependencies against deny.toml (works offline).
     Deps,
+    /// Builds the image of the kernel guests anew, from what apt offers (no root needed).
+    Guest {
+        /// Only if there is none.
+        #[arg(long)]
+        if_missing: bool,
+        /// Boots a guest with one disk of 64 MiB and runs a shell script in it (`-`: standard
+        /// input).
+        #[arg(long, value_name = "SCRIPT", conflicts_with = "if_missing")]
+        run: Option<String>,
+    },
     /// Long runs of a randomised suite.
     Soak {
         #[command(subcommand)]
@@ -91,6 +101,7 @@ fn main() -> ExitCode {
         Task::Lint => lint(),
         Task::Tidy => tidy::tidy(),
         Task::Deps => deps::deps(),
+        Task::Guest { if_missing, run } => guest(if_missing, run.as_deref()),
         Task::Soak { suite } => soak(&suite),
         Task::Fuzz { target, minutes } => fuzz(&target, minutes),
         Task::Bench { name, rest } => bench(&name, &rest),
@@ -120,6 +131,22 @@ fn soak(suite: &Soak) -> Result<(), Failure> {
     words.push(&cases);
     if let Some(seed) = &seed {
         words.extend(["--seed", seed]);
+    }
+    run::cargo(&words)
+}
+
+fn guest(if_missing: bool, script: Option<&str>) -> Result<(), Failure> {
+    let mut words = vec!["run", "--quiet", "-p", "drbdrs-tests", "--bin", "guest", "--"];
+    if if_missing {
+        words.push("--if-missing");
+    }
+    // cargo runs in the top directory.
+    let script = match script {
+        Some("-") | None => script.map(str::to_owned),
+        Some(file) => Some(std::fs::canonicalize(file)?.display().to_string()),
+    };
+    if let Some(script) = &script {
+        words.extend(["--run", script]);
     }
     run::cargo(&words)
 }

@@ -20,7 +20,11 @@ const TOOLS: &[Tool] = &[
     Tool { probe: "mkfs.ext4", package: "e2fsprogs" },
     Tool { probe: "bash", package: "bash" },
     Tool { probe: "man", package: "man-db" },
+    Tool { probe: QEMU, package: "qemu-system-x86" },
+    Tool { probe: "qemu-img", package: "qemu-utils" },
 ];
+
+const QEMU: &str = "qemu-system-x86_64";
 
 /// Runs all tests with nextest where it is installed, else with cargo's own runner.
 pub(crate) fn test(install: bool, no_skip: bool, rest: &[String]) -> Result<(), Failure> {
@@ -30,6 +34,11 @@ pub(crate) fn test(install: bool, no_skip: bool, rest: &[String]) -> Result<(), 
     }
     // Suites call the built programs, whose packages they cannot depend on.
     run::cargo(&["build", "--workspace", "--bins"])?;
+    if run::has(QEMU)
+        && let Err(Failure(text)) = crate::guest(true, None)
+    {
+        println!("xtask: {text}: suites with kernel guests will fail");
+    }
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     let skip = if no_skip { "1" } else { "0" };
     if run::has("cargo-nextest") {
@@ -61,9 +70,28 @@ fn missing() -> Vec<&'static str> {
 fn install_packages(packages: &[&str]) -> Result<(), Failure> {
     println!("installing Debian packages: {}", packages.join(" "));
     run::command("apt-get", &["update", "-qq"]).run()?;
-    let mut words = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    words.extend(packages);
+    let mut packages: Vec<String> = packages.iter().map(|p| (*p).to_owned()).collect();
+    same_version_of_qemu(&mut packages)?;
+    let mut words = vec!["install", "-y", "-qq", "--no-install-recommends", "--allow-downgrades"];
+    words.extend(packages.iter().map(String::as_str));
     run::command("apt-get", &words).env("DEBIAN_FRONTEND", "noninteractive").run()
+}
+
+/// The parts of QEMU exclude other versions of each other; where one is installed from another
+/// release, the missing one could not be installed, or would drive it out.
+fn same_version_of_qemu(packages: &mut Vec<String>) -> Result<(), Failure> {
+    let parts = ["qemu-system-x86", "qemu-utils"];
+    let others = packages.len();
+    packages.retain(|p| !parts.contains(&p.as_str()));
+    if packages.len() == others {
+        return Ok(());
+    }
+    let words = ["show", "--no-all-versions", parts[0]];
+    let text = run::command("apt-cache", &words).output()?;
+    let version = text.lines().find_map(|l| l.strip_prefix("Version: "));
+    let version = version.ok_or_else(|| Failure(format!("apt does not know {}", parts[0])))?;
+    packages.extend(parts.map(|p| format!("{p}={version}")));
+    Ok(())
 }
 
 /// Lists by name what the suites marked as skipped, and why that may be.

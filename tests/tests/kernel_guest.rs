@@ -1,0 +1,143 @@
+//! Guests with the in-kernel DRBD 8.4: that the harness works, and that the kernel gets along with
+//! a scripted peer.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use drbdrs_tests::guest::{Config, Disk, Guest, HOST, Pair};
+use drbdrs_tests::need::{Need, trial};
+use drbdrs_tests::program;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    let args = Arguments::from_args();
+    let tests = vec![
+        test("disks_survive_a_power_cut_and_programs_run_in_a_guest", harness),
+        test("two_guests_share_a_wire_and_replicate", pair),
+    ];
+    libtest_mimic::run(&args, tests).exit();
+}
+
+fn test(name: &str, body: fn() -> Result<()>) -> Trial {
+    trial(name, &[Need::Guest], move || body().map_err(|e| Failed::from(format!("{e:#}"))))
+}
+
+fn harness() -> Result<()> {
+    let start = Instant::now();
+    let mut guest = Guest::boot(Config::new("alpha").disk(Disk::Size(8 << 20)))?;
+    println!("up after {:?}", start.elapsed());
+    ensure!(guest.proc_drbd()?.starts_with("version: 8.4."), "{}", guest.proc_drbd()?);
+    files_and_scripts(&guest)?;
+    links(&mut guest)?;
+    guest.ok("modprobe drbd && dd if=/dev/zero bs=4k count=1 | tr '\\0' x >/dev/vda && sync")?;
+    guest.ok(
+        "mkfs.ext4 -q -F -E offset=1048576 /dev/vda 4m && e2fsck -fn /dev/vda?offset=1048576",
+    )?;
+    guest.power_cut()?;
+    ensure!(guest.run("true").is_err() && !guest.is_running()?);
+    guest.start()?;
+    let head = guest.bytes("head -c 5000 /dev/vda")?;
+    ensure!(head[..4096].iter().all(|b| *b == b'x') && head[4096] == 0);
+    guest.shutdown()
+}
+
+fn files_and_scripts(guest: &Guest) -> Result<()> {
+    let big: Vec<u8> =
+        (0..10_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let start = Instant::now();
+    guest.put("/tmp/a/b/big file", &big)?;
+    println!("10 MiB put in {:?}", start.elapsed());
+    ensure!(guest.get("/tmp/a/b/big file")? == big);
+    guest.put("/tmp/empty", b"")?;
+    ensure!(guest.get("/tmp/empty")?.is_empty());
+    ensure!(guest.put("/proc/nothing", b"x").is_err() && guest.get("/nothing").is_err());
+    let output = guest.run("echo 'quoted \"$HOME\"'; echo wrong >&2; exit 3")?;
+    ensure!((output.status, output.out.as_str()) == (3, "quoted \"$HOME\"\nwrong\n"), "{output:?}");
+    ensure!(
+        guest.run("sleep 60 & echo on")?.out == "on\n",
+        "a background process holds nothing up"
+    );
+    let slow = guest.run_for("echo first; sleep 30", Duration::from_secs(1));
+    ensure!(slow.is_err_and(|e| e.to_string().contains("first")));
+    let mut job = guest.spawn("sleep 1; echo late")?;
+    ensure!(!job.is_done()?);
+    ensure!(job.wait(Duration::from_secs(20))?.out == "late\n");
+    guest.put_program(&program("drbdmeta"), "/usr/local/sbin/our-drbdmeta")?;
+    let output =
+        guest.run("our-drbdmeta --version; our-drbdmeta 0 v08 /dev/vda internal get-gi")?;
+    ensure!(output.status != 127 && !output.out.contains("not found"), "{output:?}");
+    ensure!(guest.put_program("/bin/sh".as_ref(), "/usr/local/bin/host-sh").is_ok());
+    Ok(())
+}
+
+fn links(guest: &mut Guest) -> Result<()> {
+    // From the guest to the host.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    let job = guest.spawn(&format!("echo hello | nc -w 5 {HOST} {port}"))?;
+    let mut text = String::new();
+    listener.accept()?.0.read_to_string(&mut text)?;
+    ensure!(text == "hello\n");
+    job.wait(Duration::from_secs(20))?;
+    // From the host to the guest, and a pulled cable.
+    let job = guest.spawn("nc -l -p 5000 -e cat")?;
+    let port = guest.forward(5000)?;
+    guest.wait_for("netstat -ltn | grep -q :5000", Duration::from_secs(10))?;
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"1")?;
+    stream.read_exact(&mut [0])?;
+    guest.set_link(false)?;
+    stream.write_all(b"2")?;
+    ensure!(stream.read_exact(&mut [0]).is_err(), "the cable is pulled");
+    guest.set_link(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.read_exact(&mut [0])?;
+    guest.freeze()?;
+    ensure!(guest.run_for("true", Duration::from_secs(1)).is_err(), "frozen");
+    guest.thaw()?;
+    drop(stream);
+    job.wait(Duration::from_secs(20))?;
+    ensure!(guest.run("ip route | grep default")?.status != 0);
+    Ok(())
+}
+
+const TWO_NODES: &str = "
+global { usage-count no; }
+resource r0 {
+  device minor 0; disk /dev/vda; meta-disk internal; protocol C;
+  on one { address 192.168.7.1:7789; }
+  on other { address 192.168.7.2:7789; }
+}
+";
+
+fn pair() -> Result<()> {
+    let wire = Pair::new()?;
+    let config =
+        |name, link: &_| Config::new(name).disk(Disk::Size(4 << 20)).link(Clone::clone(link));
+    let boots = [config("one", &wire.one), config("other", &wire.other)]
+        .map(|config| std::thread::spawn(move || Guest::boot(config)));
+    let mut guests = Vec::new();
+    for boot in boots {
+        guests.push(boot.join().map_err(|_| anyhow::anyhow!("a boot panicked"))??);
+    }
+    for guest in &guests {
+        guest.put("/etc/drbd.conf", TWO_NODES.as_bytes())?;
+        guest.ok("drbdadm create-md --force r0 && drbdadm up r0")?;
+    }
+    let long = Duration::from_secs(60);
+    guests[0].wait_for("[ $(drbdadm cstate r0) = Connected ]", long)?;
+    guests[0].ok("drbdadm primary --force r0")?;
+    guests[0].wait_for("[ $(drbdadm dstate r0) = UpToDate/UpToDate ]", long)?;
+    guests[0].ok("dd if=/dev/urandom of=/dev/drbd0 bs=64k count=8 oflag=direct")?;
+    let sums = [0, 1].map(|i| guests[i].ok("head -c 1M /dev/vda | sha256sum"));
+    let [a, b] = sums;
+    ensure!(a? == b?, "contents differ");
+    guests[1].set_link(false)?;
+    guests[0].wait_for("[ $(drbdadm cstate r0) = WFConnection ]", long)?;
+    guests[1].set_link(true)?;
+    guests[0].wait_for("[ $(drbdadm cstate r0) = Connected ]", long)?;
+    Ok(())
+}
