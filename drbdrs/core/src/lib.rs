@@ -17,5 +17,6 @@ pub mod log_line;
 pub mod peer_write;
 pub mod request;
 pub mod resync;
+pub mod size;
 pub mod slab;
 pub mod state;

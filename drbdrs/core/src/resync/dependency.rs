@@ -8,7 +8,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use drbd_types::{Cstate, Dstate, Fields, Minor};
+use drbd_types::{Cstate, Dstate, Failure, Fields, Minor};
 
 /// Highest minor number that `resync-after` may name.
 pub const MINOR_MAX: u32 = 1_048_575;
@@ -55,33 +55,6 @@ impl Row {
     }
 }
 
-/// Why a `resync-after` is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// No volume can have this number.
-    Invalid,
-    /// The chain leads back to the volume.
-    Cycle,
-}
-
-impl Refused {
-    /// Number of the error.
-    pub const fn number(self) -> i32 {
-        match self {
-            Self::Invalid => 132,
-            Self::Cycle => 133,
-        }
-    }
-
-    /// Text of the error.
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Invalid => "The resync-after minor number is invalid",
-            Self::Cycle => "This would cause a resync-after dependency cycle",
-        }
-    }
-}
-
 /// A volume whose `aftr_isp` becomes this. It is a fact: nothing may refuse it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
@@ -117,14 +90,14 @@ impl Table {
     ///
     /// # Errors
     /// A number that no volume can have, or a chain that leads back to the volume.
-    pub fn check(&self, minor: Minor, after: Option<Minor>) -> Result<(), Refused> {
+    pub fn check(&self, minor: Minor, after: Option<Minor>) -> Result<(), Failure> {
         let Some(mut at) = after else { return Ok(()) };
         if at.0 > MINOR_MAX {
-            return Err(Refused::Invalid);
+            return Err(Failure::ResyncAfterInvalid);
         }
         for _ in 0..=self.0.len() {
             if at == minor {
-                return Err(Refused::Cycle);
+                return Err(Failure::ResyncAfterCycle);
             }
             let row = self.0.get(&at).filter(|row| row.disk != Dstate::Diskless);
             match row.and_then(|row| row.resync_after) {
@@ -132,7 +105,7 @@ impl Table {
                 None => return Ok(()),
             }
         }
-        Err(Refused::Cycle)
+        Err(Failure::ResyncAfterCycle)
     }
 
     /// Pauses whoever may not sync now: when a resync starts, and when a volume without pause bit
@@ -253,16 +226,16 @@ mod tests {
             (2, after(1)),
             (3, Row { disk: Diskless, ..after(2) }),
         ]);
-        assert_eq!(t.check(Minor(0), Some(Minor(0))), Err(Refused::Cycle), "itself");
-        assert_eq!(t.check(Minor(0), Some(Minor(1))), Err(Refused::Cycle));
-        assert_eq!(t.check(Minor(0), Some(Minor(2))), Err(Refused::Cycle));
+        assert_eq!(t.check(Minor(0), Some(Minor(0))), Err(Failure::ResyncAfterCycle), "itself");
+        assert_eq!(t.check(Minor(0), Some(Minor(1))), Err(Failure::ResyncAfterCycle));
+        assert_eq!(t.check(Minor(0), Some(Minor(2))), Err(Failure::ResyncAfterCycle));
         assert_eq!(t.check(Minor(0), Some(Minor(3))), Ok(()), "a diskless volume ends the chain");
         assert_eq!(t.check(Minor(0), Some(Minor(99))), Ok(()), "missing is allowed");
         assert_eq!(t.check(Minor(2), Some(Minor(0))), Ok(()));
         assert_eq!(t.check(Minor(0), None), Ok(()));
         assert_eq!(t.check(Minor(0), Some(Minor(MINOR_MAX))), Ok(()));
         let invalid = t.check(Minor(0), Some(Minor(MINOR_MAX + 1))).unwrap_err();
-        assert_eq!((invalid.number(), Refused::Cycle.number()), (132, 133));
+        assert_eq!((invalid.number(), Failure::ResyncAfterCycle.number()), (132, 133));
     }
 
     /// Two volumes swap roles: the chain that a check ends at a diskless volume may become a
@@ -271,7 +244,7 @@ mod tests {
     fn an_existing_circle_does_not_hang_anything() {
         let mut t = table(&[(0, after(1)), (1, after(0)), (2, after(0))]);
         assert!(t.may_sync_now(Minor(2)));
-        assert_eq!(t.check(Minor(2), Some(Minor(0))), Err(Refused::Cycle));
+        assert_eq!(t.check(Minor(2), Some(Minor(0))), Err(Failure::ResyncAfterCycle));
         assert_eq!(t.settle(), []);
         t.0.get_mut(&Minor(1)).unwrap().conn = SyncTarget;
         assert!(!t.may_sync_now(Minor(2)));
