@@ -8,8 +8,11 @@
 
 extern crate alloc;
 
+pub mod action;
+pub mod admin;
 pub mod bitmap;
 pub mod config;
+pub mod event;
 pub mod generation;
 pub mod ids;
 pub mod link;

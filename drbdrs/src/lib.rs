@@ -1,0 +1,8 @@
+//! The daemon: what connects the replication engine with disks, sockets and applications.
+//!
+//! [`plane`] is the data plane: one thread per resource, which obeys the engine's actions and
+//! reports events to it.
+
+#![deny(unsafe_code)]
+
+pub mod plane;
