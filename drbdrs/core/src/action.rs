@@ -54,9 +54,6 @@ pub enum Action {
         /// Reported by [`crate::event::Event::Sent`] if given.
         token: Option<SendToken>,
     },
-    /// The established connection is given up: both streams are closed. What was not sent is
-    /// dropped, and nothing more is received.
-    CloseStreams,
     /// Whether the data stream is to be read. While not, packets that were read already are still
     /// delivered; the engine keeps them.
     Receive(bool),
