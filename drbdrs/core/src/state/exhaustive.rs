@@ -66,19 +66,15 @@ fn requests(f: Fields) -> Vec<Fields> {
 }
 
 fn all_surroundings() -> Vec<Surroundings> {
-    let good = Some((Dstate::UpToDate, Dstate::DUnknown));
-    let old = Some((Dstate::Outdated, Dstate::Outdated));
+    let plain = Surroundings::default();
     let mut out = Vec::new();
-    for (fencing, on_no_data) in [
-        (Fencing::DontCare, OnNoData::IoError),
-        (Fencing::ResourceOnly, OnNoData::SuspendIo),
-        (Fencing::ResourceAndStonith, OnNoData::SuspendIo),
-    ] {
-        for candidate in [None, good, old] {
-            for exposed_is_current in [false, true] {
-                out.push(Surroundings { fencing, on_no_data, candidate, exposed_is_current });
-            }
-        }
+    for fencing in [Fencing::DontCare, Fencing::ResourceOnly, Fencing::ResourceAndStonith] {
+        out.push(Surroundings { fencing, on_no_data: OnNoData::SuspendIo, ..plain });
+    }
+    let good = (Dstate::UpToDate, Dstate::DUnknown);
+    let old = (Dstate::Outdated, Dstate::Outdated);
+    for candidate in [None, Some(good), Some(old)] {
+        out.push(Surroundings { candidate, exposed_is_current: true, ..plain });
     }
     out
 }

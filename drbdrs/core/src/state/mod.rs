@@ -17,4 +17,6 @@ pub mod cluster;
 mod exhaustive;
 pub mod facts;
 pub mod line;
+#[cfg(test)]
+mod recorded;
 pub mod sanitize;
