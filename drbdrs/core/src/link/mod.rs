@@ -36,6 +36,8 @@ mod establish;
 mod failure;
 mod handshake;
 #[cfg(test)]
+mod pair_tests;
+#[cfg(test)]
 mod tests;
 
 use establish::{Env, Establishing};
