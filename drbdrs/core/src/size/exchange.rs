@@ -33,7 +33,8 @@ pub enum Verdict {
         /// Limit, in sectors; 0: none.
         u_size: SectorCount,
     },
-    /// Without disk: the device takes this size.
+    /// Without disk: the device takes this size. The bitmap of a disk that is still Negotiating
+    /// must follow it.
     TakeSize(SectorCount),
     /// Without disk: nothing.
     Keep,
@@ -183,6 +184,7 @@ pub fn answer(
 #[cfg(test)]
 mod tests {
     use super::super::tests::quantities;
+    use super::super::{Surroundings, set_size};
     use super::*;
     use crate::resync::chance::Chance;
     use Dstate::{Consistent, DUnknown, Diskless, Inconsistent, Negotiating, Outdated, UpToDate};
@@ -314,6 +316,40 @@ mod tests {
             let packet = Sizes { dds_flags: flags, ..packet(1000, 0, c) };
             let got = answer(&packet, &f, mine, capacity, pending, change);
             assert_eq!(got, Answer { send_sizes, new_storage }, "{what}");
+        }
+    }
+
+    /// A recorded online growth from 8 to 9 MiB, and on to 10 MiB with --assume-clean: the one node
+    /// resizes and asks, the other one follows and answers, both begin the resync of the new part.
+    #[test]
+    fn recorded_growth() {
+        let steps = [
+            (16_384, 18_432, 0, NewStorage::Resync),
+            (18_432, 20_480, ASSUME_CLEAN, NewStorage::Suppressed),
+        ];
+        for (before, after, dds_flags, new_storage) in steps {
+            let request = Sizes { dds_flags, ..packet(32_688, after, 0) };
+            let own = quantities(32_688, before, before, 0, before);
+            let said = alloc::format!("Peer sets u_size to {after} sectors (old: {before})");
+            let (verdict, lines) = decide(&UP, &own, &request);
+            assert_eq!((verdict, lines), (set(after), Lines::from([(Severity::Info, said)])));
+            let q = Quantities { u_size: SectorCount(after), p_size: request.d_size, ..own };
+            let how = Surroundings {
+                peer: Peer::Counts,
+                new_al: false,
+                md_moved: false,
+                bitmap: SectorCount(before),
+            };
+            let plan = set_size(&q, &how).0.unwrap();
+            assert_eq!((plan.size, plan.change), (SectorCount(after), Change::Grew));
+            let got = answer(&request, &UP, plan.size, false, false, plan.change);
+            assert_eq!(got, Answer { send_sizes: true, new_storage });
+            // Back at the node that began.
+            let reply = Sizes { c_size: plan.size, ..request };
+            let own = quantities(32_688, after, after, 32_688, after);
+            assert_eq!(decide(&UP, &own, &reply), (set(after), Lines::new()));
+            let got = answer(&reply, &UP, plan.size, false, true, Change::Unchanged);
+            assert_eq!(got, Answer { send_sizes: false, new_storage }, "it ends here");
         }
     }
 

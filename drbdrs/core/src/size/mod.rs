@@ -121,7 +121,7 @@ pub fn size_line(size: SectorCount) -> String {
     format!("size = {} ({kib} KB)", HumanKib(kib))
 }
 
-/// What else changes together with the size. Spec: §5.3.
+/// What else decides about setting the size. Spec: §5.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Surroundings {
     /// See [`Peer`].
