@@ -22,9 +22,21 @@ impl AlRing {
         Self { layout, number: 0, context_first: 0 }
     }
 
+    /// The ring is elsewhere or has another shape now, or it carries another number of slots. The
+    /// numbers go on, so that whatever is left of the old ring counts as older.
+    pub const fn restart(&mut self, layout: Layout) {
+        self.layout = layout;
+        self.context_first = 0;
+    }
+
+    /// Blocks of the ring.
+    pub fn blocks(&self) -> u64 {
+        self.layout.al_geometry.blocks()
+    }
+
     /// How many slots this ring can carry: one block may be torn, the others must hold them all.
     pub fn slots_max(&self) -> u16 {
-        let blocks = self.layout.al_geometry.blocks();
+        let blocks = self.blocks();
         let all = if blocks > 72 {
             u64::from(SLOTS_MAX)
         } else {
@@ -55,7 +67,7 @@ impl AlRing {
         // The window moves on even if the write fails; the number does not.
         let next = usize::from(context_first) + usize::from(CONTEXT_SLOTS);
         self.context_first = if next < slots.len() { u16::try_from(next).unwrap_or(0) } else { 0 };
-        let t = u64::from(self.number) % self.layout.al_geometry.blocks().max(1);
+        let t = u64::from(self.number) % self.blocks().max(1);
         Ok((self.layout.al_block(t), block))
     }
 

@@ -19,10 +19,9 @@ use core::ops::Range;
 
 use drbd_types::SectorCount;
 use drbd_types::units::SECTORS_PER_BIT;
+pub use drbdmeta::bitmap::BITS_PER_PAGE;
 use drbdmeta::layout::DATA_SECTORS_MAX;
 
-/// Bits of one page; they stand for 128 MiB of data, 32 extents of the activity log.
-pub const BITS_PER_PAGE: u64 = 32_768;
 /// Bytes of one page.
 pub const PAGE_BYTES: usize = 4096;
 /// Words of one page.

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod action;
 pub mod admin;
+pub mod al;
 pub mod bitmap;
 pub mod config;
 pub mod event;
