@@ -16,6 +16,7 @@ pub mod diag;
 pub mod dump;
 pub mod effective;
 pub mod expand;
+pub mod measure;
 pub mod model;
 pub mod options;
 pub mod parse;

@@ -10,6 +10,7 @@ pub mod guest;
 pub mod metagen;
 pub mod need;
 pub mod proxy;
+pub mod statuscase;
 pub mod wirecase;
 
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@
 mod answer;
 pub mod names;
 mod options;
+pub mod render;
 mod request;
 mod snapshot;
 pub mod wire;

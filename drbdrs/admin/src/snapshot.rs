@@ -45,6 +45,9 @@ pub struct Resource {
     /// Why I/O is suspended.
     #[serde(default)]
     pub suspended: Suspended,
+    /// Write ordering in use.
+    #[serde(default)]
+    pub write_ordering: WriteOrdering,
     /// Exists while there is a network configuration.
     #[serde(default)]
     pub connection: Option<Connection>,
@@ -173,7 +176,7 @@ pub struct Volume {
     pub reason: Option<Reason>,
 }
 
-/// An attached disk.
+/// An attached disk; not shown any more once it is Failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backing {
     /// Data disk.
@@ -210,8 +213,6 @@ pub struct Generations {
     pub peer_outdated: bool,
     /// Crashed as Primary, and has not seen its peer since.
     pub crashed_primary: bool,
-    /// The activity log needs no replay.
-    pub al_clean: bool,
 }
 
 mod hex {
@@ -260,8 +261,6 @@ pub struct Counters {
     pub application_pending: u64,
     /// Open epochs.
     pub epochs: u64,
-    /// Write ordering in use.
-    pub write_ordering: WriteOrdering,
     /// Bits out of sync; 0 without disk.
     pub out_of_sync: u64,
 }
@@ -280,14 +279,13 @@ impl Default for Counters {
             unacked: 0,
             application_pending: 0,
             epochs: 1,
-            write_ordering: WriteOrdering::Flush,
             out_of_sync: 0,
         }
     }
 }
 
 /// How writes of the peer are kept in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WriteOrdering {
     /// Not at all.
@@ -295,6 +293,7 @@ pub enum WriteOrdering {
     /// By waiting.
     Drain,
     /// By flushes.
+    #[default]
     Flush,
 }
 
