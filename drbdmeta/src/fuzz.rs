@@ -80,8 +80,8 @@ pub fn notes(data: &[u8]) {
         let again = LastKnown::parse(&note.to_text());
         assert_eq!(again.map(|n| n.device_len), Some(note.device_len));
     }
-    if let Some(journal) = MoveJournal::from_bytes(data) {
-        assert_eq!(journal.to_bytes(), data);
+    if let Some(journal) = MoveJournal::from_bytes(data.to_vec()) {
+        assert_eq!([&journal.header()[..], &journal.content].concat(), data);
     }
 }
 
@@ -89,6 +89,7 @@ pub fn notes(data: &[u8]) {
 mod tests {
     use super::*;
     use crate::al::initialised_block;
+    use crate::io::IoError;
     use crate::layout::{AlGeometry, Layout};
     use alloc::vec::Vec;
     use proptest::prelude::*;
@@ -99,7 +100,7 @@ mod tests {
             Layout::for_new(Placement::Internal, ByteLen(69_632), AlGeometry::default()).unwrap();
         let mut device = Memory::zeroed(69_632);
         let sb = Superblock::new(&layout, 0);
-        crate::ops::create(&mut device, &layout, &sb, false, &mut |_, _| Ok(())).unwrap();
+        crate::ops::create(&mut device, &layout, &sb, false, |_, _| Ok::<_, IoError>(())).unwrap();
         let mut bytes = device.bytes.split_off(28_672);
         for (at, value) in changes {
             let at = at.index(bytes.len());

@@ -12,31 +12,45 @@ use crate::layout::{BLOCK, BLOCK_BYTES, Layout};
 use crate::superblock::{Flags, Magic, Superblock};
 use crate::units::{AlExtentNr, BitCount, ByteLen, ByteOffset};
 
-/// What to do with the bitmap area of new meta-data.
-pub type FillBitmap<'a> = &'a mut dyn FnMut(&mut dyn MetaIo, &Layout) -> Result<(), IoError>;
-
-/// Writes new meta-data.
+/// Writes new meta-data; `fill_bitmap` does what is to be done with the bitmap area.
 ///
 /// Order: an old superblock is made invalid · activity log · bitmap · superblock, each stable
 /// before the next. After a cut there is either the old meta-data untouched, or none, or the new
 /// one complete; never an old generation with a new bitmap.
 ///
 /// # Errors
-/// The device fails.
-pub fn create(
-    io: &mut dyn MetaIo,
+/// The device fails, or whatever `fill_bitmap` says.
+pub fn create<I: MetaIo, E: From<IoError>>(
+    io: &mut I,
     layout: &Layout,
     superblock: &Superblock,
     has_old: bool,
-    fill_bitmap: FillBitmap<'_>,
-) -> Result<(), IoError> {
+    fill_bitmap: impl FnOnce(&mut I, &Layout) -> Result<(), E>,
+) -> Result<(), E> {
     if has_old {
         wipe(io, layout.superblock)?;
     }
     write_initialised_al(io, layout)?;
     fill_bitmap(io, layout)?;
     io.flush()?;
-    write_superblock(io, layout, superblock)
+    Ok(write_superblock(io, layout, superblock)?)
+}
+
+/// Replaces a superblock of 0.7, whose activity log and bitmap stay as they are.
+///
+/// Order: new superblock · old one made invalid, if it was elsewhere. After a cut one of both is
+/// valid, or both are; the new one counts.
+///
+/// # Errors
+/// The device fails.
+pub fn convert(
+    io: &mut dyn MetaIo,
+    layout: &Layout,
+    superblock: &Superblock,
+    old_elsewhere: Option<ByteOffset>,
+) -> Result<(), IoError> {
+    write_superblock(io, layout, superblock)?;
+    old_elsewhere.map_or(Ok(()), |at| wipe(io, at))
 }
 
 /// Makes a superblock invalid: one block of zeros.
@@ -272,7 +286,8 @@ pub struct MoveJournal {
 }
 
 const JOURNAL_MAGIC: [u8; 8] = *b"drbdmv01";
-const JOURNAL_HEADER: usize = 20;
+/// Length of the header of a kept journal.
+pub const JOURNAL_HEADER: usize = 20;
 
 impl MoveJournal {
     fn collect(
@@ -282,14 +297,17 @@ impl MoveJournal {
         superblock: &Superblock,
     ) -> Result<Self, IoError> {
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let mut bitmap = alloc::vec![0; bytes(old.bitmap_len.0)];
-        io.read_at(old.bitmap, &mut bitmap)?;
-        bitmap.resize(bytes(new.bitmap_len.0), 0);
-        let mut al = alloc::vec![0; bytes(old.al_geometry.len().0)];
-        io.read_at(old.al, &mut al)?;
-        bitmap.extend_from_slice(&al);
-        bitmap.extend_from_slice(&superblock.to_disk());
-        Ok(Self { start: new.bitmap, content: bitmap })
+        let (bitmap, al) = (bytes(new.bitmap_len.0), bytes(old.al_geometry.len().0));
+        // Of large devices this is large: it exists only once.
+        let mut content = alloc::vec![0; bitmap + al + BLOCK_BYTES];
+        let (to_bitmap, rest) = content.split_at_mut(bitmap);
+        let (to_al, to_superblock) = rest.split_at_mut(al);
+        if let Some(kept) = to_bitmap.get_mut(..bytes(old.bitmap_len.0)) {
+            io.read_at(old.bitmap, kept)?;
+        }
+        io.read_at(old.al, to_al)?;
+        to_superblock.copy_from_slice(&superblock.to_disk());
+        Ok(Self { start: new.bitmap, content })
     }
 
     /// Writes everything; may be repeated.
@@ -311,26 +329,30 @@ impl MoveJournal {
         self.start.0.saturating_add(crate::io::byte_count(&self.content))
     }
 
-    /// The bytes to keep: magic, place, checksum, content.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = JOURNAL_MAGIC.to_vec();
-        bytes.extend_from_slice(&self.start.0.to_be_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&self.content).to_be_bytes());
-        bytes.extend_from_slice(&self.content);
-        bytes
+    /// What to keep before the content: magic, place, checksum.
+    pub fn header(&self) -> [u8; JOURNAL_HEADER] {
+        let mut header = [0; JOURNAL_HEADER];
+        let sum = crc32c::crc32c(&self.content).to_be_bytes();
+        let start = self.start.0.to_be_bytes();
+        let parts = JOURNAL_MAGIC.iter().chain(&start).chain(&sum);
+        header.iter_mut().zip(parts).for_each(|(to, from)| *to = *from);
+        header
     }
 
-    /// From kept bytes; `None` if they were not kept completely.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    /// From kept bytes, header and content; `None` if they were not kept completely.
+    pub fn from_bytes(mut bytes: Vec<u8>) -> Option<Self> {
         let (header, content) = bytes.split_at_checked(JOURNAL_HEADER)?;
         let (magic, rest) = header.split_first_chunk::<8>()?;
         let (start, sum) = rest.split_first_chunk::<8>()?;
         let sum = u32::from_be_bytes(*sum.first_chunk()?);
-        let whole = *magic == JOURNAL_MAGIC
+        let is_whole = *magic == JOURNAL_MAGIC
             && sum == crc32c::crc32c(content)
             && content.len() > BLOCK_BYTES
             && content.len().is_multiple_of(BLOCK_BYTES);
         let start = ByteOffset(u64::from_be_bytes(*start));
-        whole.then(|| Self { start, content: content.to_vec() })
+        is_whole.then(|| {
+            bytes.drain(..JOURNAL_HEADER);
+            Self { start, content: bytes }
+        })
     }
 }

@@ -11,7 +11,8 @@ use drbdmeta::io::{Memory, MetaIo, Recorder, Step};
 use drbdmeta::layout::{AlGeometry, Layout, Placement};
 use drbdmeta::ops::{self, ApplyPlan, MoveJournal};
 use drbdmeta::superblock::{Flags, Magic, Superblock};
-use drbdmeta::units::{AlExtentNr, ByteLen, Gi, SectorCount};
+use drbdmeta::units::{AlExtentNr, ByteLen, ByteOffset, Gi, SectorCount};
+use drbdmeta::v07::{OldSuperblock, fixed_superblock};
 
 const MIB: usize = 1 << 20;
 /// A write may be torn at these.
@@ -110,10 +111,8 @@ fn used(size: usize, al: AlGeometry, flags: Flags, first: u32, transactions: u32
     sb.current = Gi(0x1234_5678_9ABC_DEF0);
     sb.bitmap = Gi(0x1111_2222_3333_4444);
     sb.flags = flags;
-    ops::create(&mut memory, &layout, &sb, false, &mut |io, l| {
-        io.write_at(l.bitmap, &[0x81; 4096])
-    })
-    .unwrap();
+    ops::create(&mut memory, &layout, &sb, false, |io, l| io.write_at(l.bitmap, &[0x81; 4096]))
+        .unwrap();
     let mut ring = AlRing::new(layout);
     let mut slots = vec![None; 7];
     for n in 0..first + transactions {
@@ -179,7 +178,7 @@ fn create_over_old_meta_data_is_old_or_nothing_or_new() {
     let new_layout = layout(4 << 20, al);
     let new = Superblock::new(&new_layout, 0);
     let mut recorder = Recorder::new(start.clone());
-    ops::create(&mut recorder, &new_layout, &new, true, &mut |io, l| {
+    ops::create(&mut recorder, &new_layout, &new, true, |io, l| {
         io.write_zeros(l.bitmap, l.bitmap_len)
     })
     .unwrap();
@@ -223,7 +222,7 @@ fn moved(old_size: usize, new_size: usize, units: &[usize]) {
     let mut recorder = Recorder::new(start.clone());
     let mut kept = None;
     let result = ops::move_internal(&mut recorder, &old, &new, &sb, &mut |j| {
-        kept = Some(j.to_bytes());
+        kept = Some([&j.header()[..], &j.content].concat());
         Ok(())
     })
     .unwrap();
@@ -242,7 +241,7 @@ fn moved(old_size: usize, new_size: usize, units: &[usize]) {
     };
     check(&mut recorder.memory.clone());
     each_cut(&start, &recorder.steps, units, |mut image| {
-        if let Some(journal) = kept.as_deref().and_then(MoveJournal::from_bytes) {
+        if let Some(journal) = kept.clone().and_then(MoveJournal::from_bytes) {
             journal.redo(&mut image).unwrap();
         } else if read(&image).is_none() {
             // Still found at the last known place: the command moves it.
@@ -279,22 +278,132 @@ fn a_move_into_the_data_is_refused() {
     assert!(refused.is_err() && recorder.steps.is_empty());
 }
 
+/// A device of 0.7: its superblock, and that it has generation counters of 1.
+fn of_07(size: usize, at: u64) -> Memory {
+    let mut memory = Memory::zeroed(size);
+    let mut block = [0; 4096];
+    block[0..8].copy_from_slice(&100u64.to_be_bytes());
+    block[8..12].copy_from_slice(&1u32.to_be_bytes());
+    for counter in 0..4 {
+        block[12 + counter * 4..16 + counter * 4].copy_from_slice(&1u32.to_be_bytes());
+    }
+    block[28..32].copy_from_slice(&0x8374_026Au32.to_be_bytes());
+    memory.write_at(ByteOffset(at), &block).unwrap();
+    memory
+}
+
+#[test]
+fn a_conversion_is_old_or_new() {
+    let size = 130 * MIB;
+    let new_layout = layout(size as u64, AlGeometry::default());
+    for fixed in [true, false] {
+        let old_at = if fixed {
+            fixed_superblock(ByteLen(size as u64)).unwrap()
+        } else {
+            new_layout.superblock
+        };
+        let start = of_07(size, old_at.0);
+        let place = usize::try_from(old_at.0).unwrap();
+        let old = OldSuperblock::from_disk(&start.bytes[place..place + 4096]).unwrap();
+        let new = old.convert(&new_layout);
+        let mut recorder = Recorder::new(start.clone());
+        ops::convert(&mut recorder, &new_layout, &new, fixed.then_some(old_at)).unwrap();
+        let mut seen = [0; 2];
+        // Both superblocks are small: all cuts inside them are tried by hand.
+        let mut image = start.clone();
+        for step in &recorder.steps {
+            let Step::Write(at, data) = step else { continue };
+            for done in (0..=4096).step_by(512) {
+                image.write_at(*at, &data[..done]).unwrap();
+                let is_old =
+                    OldSuperblock::from_disk(&image.bytes[place..place + 4096]) == Some(old);
+                match read(&image) {
+                    Some((sb, _)) => assert_eq!(sb, new),
+                    None => assert!(is_old, "neither old nor new"),
+                }
+                seen[usize::from(read(&image).is_some())] += 1;
+            }
+        }
+        assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+        assert!(
+            image == recorder.memory && read(&image).unwrap().0.current.0 == 0x1_0001_0002_BABE
+        );
+    }
+}
+
+/// There is no checksum in a superblock. Whatever places something is cross-checked, so that no
+/// flip there is believed; every other flip changes its own field and nothing else.
 #[test]
 fn superblock_flips_are_noticed_or_change_only_their_field() {
     let mut memory = used(4 * MIB, AlGeometry::default(), Flags::CONSISTENT, 0, 1);
     let (sb, layout) = read(&memory).unwrap();
     let start = usize::try_from(layout.superblock.0).unwrap();
+    let mut counts = [0; 3];
     for bit in 0..4096 * 8 {
         memory.bytes[start + bit / 8] ^= 1 << (bit % 8);
         let got = read(&memory);
+        let mut mended = got.map_or(sb, |(got, _)| got);
         match bit / 8 {
-            // Sizes, identifiers, flags, last number of slots, request size: free values.
-            0..48 | 56..60 | 72..76 | 84..88 => assert_ne!(got.unwrap().0, sb),
-            // Reserved.
-            48..56 | 96.. => assert_eq!(got.unwrap().0, sb),
+            0..8 => mended.la_size = sb.la_size,
+            8..16 => mended.current = sb.current,
+            16..24 => mended.bitmap = sb.bitmap,
+            24..32 => mended.history[0] = sb.history[0],
+            32..40 => mended.history[1] = sb.history[1],
+            40..48 => mended.device_uuid = sb.device_uuid,
+            56..60 => mended.flags = sb.flags,
+            72..76 => mended.al_nr_extents = sb.al_nr_extents,
+            84..88 => mended.la_peer_max_bio_size = sb.la_peer_max_bio_size,
+            _ => {}
+        }
+        assert_eq!(mended, sb, "byte {}: another field", bit / 8);
+        match bit / 8 {
+            // Free values: believed, as nothing contradicts them.
+            0..48 | 56..60 | 72..76 | 84..88 => {
+                assert_ne!(got.unwrap().0, sb, "byte {}", bit / 8);
+                counts[0] += 1;
+            }
+            // Reserved: harmless.
+            48..56 | 96.. => {
+                assert_eq!(got.unwrap(), (sb, layout), "byte {}", bit / 8);
+                counts[1] += 1;
+            }
             // The two magic numbers differ in three bits, so no flip makes one the other.
-            _ => assert!(got.is_none(), "byte {}", bit / 8),
+            _ => {
+                assert!(got.is_none(), "byte {}", bit / 8);
+                counts[2] += 1;
+            }
         }
         memory.bytes[start + bit / 8] ^= 1 << (bit % 8);
+    }
+    // Free, harmless, noticed.
+    assert_eq!(counts, [60 * 8, 4008 * 8, 28 * 8]);
+}
+
+/// In every block of a ring, every flip makes that block unreadable, and nothing else happens
+/// than what a torn block causes.
+#[test]
+fn ring_flips_count_as_torn_blocks() {
+    let mut memory = used(4 * MIB, AlGeometry::default(), Flags::PRIMARY, 0, 20);
+    let (sb, layout) = read(&memory).unwrap();
+    let whole = replay(&mut memory, &layout, &sb).unwrap();
+    let Outcome::Updates(all) = &whole.outcome else { panic!("{whole:?}") };
+    let mut torn = memory.clone();
+    for t in 0..8 {
+        let at = layout.al_block(t);
+        torn.write_at(at, &[0; 4096]).unwrap();
+        let want = replay(&mut torn, &layout, &sb).unwrap();
+        let at = usize::try_from(at.0).unwrap();
+        torn.bytes[at..at + 4096].copy_from_slice(&memory.bytes[at..at + 4096]);
+        // All bits of the head, and some of every part behind it.
+        for bit in (0..256).chain((256..32_768).step_by(61)) {
+            memory.bytes[at + bit / 8] ^= 1 << (bit % 8);
+            let got = replay(&mut memory, &layout, &sb).unwrap();
+            assert_eq!((got.bad, &got.outcome), (1, &want.outcome), "block {t} bit {bit}");
+            memory.bytes[at + bit / 8] ^= 1 << (bit % 8);
+        }
+        // The newest block alone may take an extent with it: then no data was written under it.
+        let Outcome::Updates(left) = &want.outcome else { panic!("{want:?}") };
+        let is_newest = t == 19 % 8;
+        assert!(is_newest || all.iter().all(|e| left.contains(e)), "block {t}");
     }
 }

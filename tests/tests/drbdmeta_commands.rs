@@ -3,28 +3,33 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use drbdmeta::hold::{hold, minor_lock_path, open_lock_file, who_has_open};
 use drbdmeta::io::{Memory, MetaIo};
 use drbdmeta::layout::{Layout, Placement};
 use drbdmeta::ops::move_internal;
 use drbdmeta::superblock::Superblock;
 use drbdmeta::units::ByteLen;
-use drbdrs_tests::metagen::{Recorded, run};
-use drbdrs_tests::need::trial;
+use drbdrs_tests::metagen::{Loop, Recorded, run};
+use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::program;
 use libtest_mimic::{Arguments, Failed};
-use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::fs::{FlockOperation, OFlags, fcntl_lock};
 
 const MIB: u64 = 1 << 20;
+const ORIGINAL: &str = "/usr/sbin/drbdmeta";
 
 type Body = fn() -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
     let bodies: [(&str, Body); 6] = [
-        ("a_held_device_names_the_pid", held),
+        ("a_held_file_names_the_pid", held),
         ("a_backup_brings_everything_back", backup),
         ("an_interrupted_move_is_completed", interrupted_move),
         ("existing_data_is_not_destroyed", existing_data),
@@ -33,7 +38,27 @@ fn main() {
     ];
     let checked = |body: Body| body().map_err(|e| Failed::from(format!("{e:#}")));
     let tests = bodies.into_iter().map(|(name, body)| trial(name, &[], move || checked(body)));
-    libtest_mimic::run(&args, tests.collect()).exit();
+    let mut tests: Vec<_> = tests.collect();
+    let is_root = rustix::process::geteuid().is_root();
+    let no_skip = std::env::var("DRBDRS_NO_SKIP").is_ok_and(|v| v == "1");
+    let needs = [Need::File(ORIGINAL), Need::File("/dev/loop-control")];
+    let with_devices: [(&str, Body); 4] = [
+        ("an_exclusive_device_names_the_pid", exclusive),
+        ("slots_exclude_only_themselves", slots),
+        ("the_lock_of_a_minor_keeps_both_tools_away", minor_lock),
+        ("a_command_of_ours_keeps_the_original_away", ours_first),
+    ];
+    for (name, body) in with_devices {
+        let test = trial(name, &needs, move || checked(body));
+        let is_missing = test.has_ignored_flag() || !is_root;
+        tests.push(test.with_ignored_flag(is_missing && !no_skip));
+    }
+    let large =
+        trial("a_device_of_16_tib_needs_little_memory", &[Need::File("/dev/shm")], move || {
+            checked(large_device)
+        });
+    tests.push(large);
+    libtest_mimic::run(&args, tests).exit();
 }
 
 struct Bench {
@@ -86,6 +111,164 @@ fn held() -> Result<()> {
     Ok(())
 }
 
+/// A loop device above the file of a bench.
+fn device(bench: &Bench) -> Result<(Loop, String)> {
+    let device = Loop::new(&bench.device)?;
+    let name = device.name.clone();
+    Ok((device, name))
+}
+
+fn exclusive() -> Result<()> {
+    let bench = Bench::new(4 * MIB)?;
+    bench.ok(&["create-md"])?;
+    let (_loop, name) = device(&bench)?;
+    let ours = |command: &[&str]| {
+        run(&bench.program, &[&["-", "v08", &name, "internal"], command].concat())
+    };
+    let theirs = |command: &[&str]| {
+        run(Path::new(ORIGINAL), &[&["-", "v08", &name, "internal"], command].concat())
+    };
+    let flags = i32::try_from(OFlags::EXCL.bits())?;
+    let open = || File::options().read(true).write(true).custom_flags(flags).open(&name);
+    let holder = open()?;
+    let mine = format!("{name} is open in pid:{} (", std::process::id());
+    for command in ["apply-al", "dump-md", "outdate"] {
+        let (got, want) = (ours(&[command])?, theirs(&[command])?);
+        ensure!(got.rc == 20 && got.stderr.contains(&mine), "{command}: {got:?}");
+        let without: Vec<_> = got.stderr.lines().filter(|l| !l.starts_with(&mine)).collect();
+        ensure!(without == want.stderr.lines().collect::<Vec<_>>(), "{command}: {got:?} {want:?}");
+        ensure!((got.rc, &got.stdout) == (want.rc, &want.stdout), "{command}: {got:?} {want:?}");
+    }
+    // Forced, both go on; but not under one of our own programs.
+    ensure!(ours(&["outdate", "--force"])?.rc == theirs(&["outdate", "--force"])?.rc, "forced");
+    fcntl_lock(&holder, FlockOperation::NonBlockingLockExclusive)?;
+    let refused = ours(&["apply-al", "--force"])?;
+    let pid = format!("lock on {name} currently held by pid:{}\n", std::process::id());
+    ensure!(refused.rc == 20 && refused.stderr.ends_with(&pid), "{refused:?}");
+    ensure!(ours(&["dump-md", "--force"])?.rc == 0, "reading may be forced");
+    drop(holder);
+    ensure!(ours(&["dump-md"])?.rc == 0, "not free again");
+    Ok(())
+}
+
+fn slots() -> Result<()> {
+    let bench = Bench::new(256 * MIB)?;
+    let (_loop, name) = device(&bench)?;
+    let ours = |slot: &str, command: &[&str]| {
+        let folder = bench.folder.path().display().to_string();
+        let front = ["--var-lib-drbd", &folder, "-", "v08", &name, slot];
+        run(&bench.program, &[&front, command].concat())
+    };
+    for slot in ["0", "1"] {
+        // The first slot counts as data at the start of the device.
+        let made = ours(slot, &["create-md", "--force"])?;
+        ensure!(made.rc == 0, "{made:?}");
+    }
+    let file = File::options().read(true).write(true).open(&name)?;
+    let hold =
+        hold(&file, Path::new(&name), Placement::Indexed(1)).map_err(|e| anyhow!("{e:?}"))?;
+    ensure!(ours("0", &["outdate"])?.rc == 5, "the other slot is not free");
+    let refused = ours("1", &["outdate", "--force"])?;
+    let pid = format!("held by pid:{}\n", std::process::id());
+    ensure!(refused.rc == 20 && refused.stderr.ends_with(&pid), "{refused:?}");
+    drop(hold);
+    ensure!(ours("1", &["outdate"])?.rc == 5, "not free again");
+    Ok(())
+}
+
+/// A minor that nobody has.
+const MINOR: u32 = 1_048_000;
+
+fn minor_lock() -> Result<()> {
+    let bench = Bench::new(4 * MIB)?;
+    bench.ok(&["create-md"])?;
+    let (_loop, name) = device(&bench)?;
+    let lock = open_lock_file(&minor_lock_path(MINOR)).map_err(|e| anyhow!("{e:?}"))?;
+    fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    let minor = MINOR.to_string();
+    let args = [&minor, "v08", &name, "internal", "outdate"];
+    let (got, want) = (run(&bench.program, &args)?, run(Path::new(ORIGINAL), &args)?);
+    ensure!((got.rc, &got.stderr) == (want.rc, &want.stderr), "{got:?} {want:?}");
+    let pid = format!("currently held by pid:{}\n", std::process::id());
+    ensure!(got.rc == 20 && got.stderr.ends_with(&pid), "{got:?}");
+    Ok(())
+}
+
+/// Ours waits for its input meanwhile.
+fn ours_first() -> Result<()> {
+    let bench = Bench::new(4 * MIB)?;
+    let (_loop, name) = device(&bench)?;
+    let minor = (MINOR + 1).to_string();
+    let args = [&minor, "v08", &name, "internal"];
+    let mut ours = std::process::Command::new(&bench.program)
+        .args(args)
+        .arg("restore-md")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = ours.id();
+    let is_open =
+        || who_has_open(Path::new(&name)).iter().any(|(p, _)| u32::try_from(*p) == Ok(pid));
+    for _ in 0..100 {
+        if is_open() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let by_minor = run(Path::new(ORIGINAL), &[&args[..], &["outdate"]].concat())?;
+    let by_device = run(Path::new(ORIGINAL), &["-", "v08", &name, "internal", "outdate"])?;
+    drop(ours.stdin.take());
+    let ended = ours.wait()?;
+    let told = format!("currently held by pid:{pid}\n");
+    ensure!(by_minor.rc == 20 && by_minor.stderr.ends_with(&told), "{by_minor:?}");
+    ensure!(by_device.rc == 20 && by_device.stderr.contains("resource busy"), "{by_device:?}");
+    ensure!(ended.code() == Some(10), "an empty dump is a syntax error: {ended:?}");
+    Ok(())
+}
+
+/// 512 MiB of bitmap; the whole program gets along with 50 MiB, however little of it is a hole.
+fn large_device() -> Result<()> {
+    let folder = tempfile::tempdir_in("/dev/shm")?;
+    let path = folder.path().join("device");
+    File::create(&path)?.set_len(16 << 40)?;
+    let program = program("drbdmeta");
+    let limited = |command: &str| -> Result<Recorded> {
+        let script = "ulimit -v 51200; exec \"$0\" \"$@\"";
+        let (program, device) = (program.display().to_string(), path.display().to_string());
+        let folder = folder.path().display().to_string();
+        let start = std::time::Instant::now();
+        let mut args = vec!["-c", script, &program, "--var-lib-drbd", &folder, "--no-backup"];
+        args.extend(["-", "v08", &device, "internal"]);
+        args.extend(command.split(' '));
+        let got = run(Path::new("/bin/sh"), &args)?;
+        println!("{command}: {} ms", start.elapsed().as_millis());
+        ensure!(got.rc == 0, "{command}: {got:?}");
+        Ok(got)
+    };
+    limited("create-md")?;
+    let dump = folder.path().join("dump");
+    let text = limited("dump-md")?.stdout;
+    let text = text.replace("la-size-sect 0;", "la-size-sect 34358689000;");
+    let text = text.replace(
+        "bm {\n}",
+        "bm {\n 5000 times 0x0000000000000000; 0x00000000000000FF;\n \
+        50000000 times 0x0000000000000000; 7 times 0x8000000000000001;\n}",
+    );
+    std::fs::write(&dump, &text)?;
+    limited(&format!("restore-md --force {}", dump.display()))?;
+    ensure!(limited("dump-md")?.stdout.ends_with("# bits-set 22;\n"), "other bits");
+    ensure!(limited("dump-md --json")?.stdout.contains("\"out_of_sync_bits\": 22"), "other bits");
+    limited("check")?;
+    // No holes any more, but zeros that have to be read.
+    let file = File::options().write(true).open(&path)?;
+    let zeros = vec![0; 1 << 20];
+    for mib in 1..500 {
+        file.write_all_at(&zeros, (16 << 40) - (512 - mib) * MIB)?;
+    }
+    ensure!(limited("dump-md")?.stdout.contains("times 0x0000000000000000;\n"), "no zeros");
+    Ok(())
+}
+
 fn backup() -> Result<()> {
     let bench = Bench::new(4 * MIB)?;
     bench.ok(&["create-md"])?;
@@ -119,7 +302,7 @@ fn interrupted_move() -> Result<()> {
     let new = Layout::for_new(Placement::Internal, ByteLen(grown), sb.al)?;
     let mut kept = Vec::new();
     let moved = move_internal(&mut memory, &old, &new, &sb, &mut |journal| {
-        kept = journal.to_bytes();
+        kept = [&journal.header()[..], &journal.content].concat();
         Ok(())
     })?;
     ensure!(!kept.is_empty() && moved.current == sb.current, "no journal");

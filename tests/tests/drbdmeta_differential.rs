@@ -1,8 +1,13 @@
-//! Random devices and random commands, by the original drbdmeta or by ours on the same loop
-//! device; after every step both must say the same about it.
+//! Random devices and random commands, by the original drbdmeta and by ours.
+//!
+//! Both get the same device (two loop devices or two plain files with the same content) and the
+//! same command. Status, texts and content must agree. Then one of the two results is taken, at
+//! random, for both to go on with, so that each tool works on what the other one wrote; both must
+//! also say the same about it (dumps, identifiers).
 //!
 //! `DRBDRS_SEED=N` repeats one sequence, `DRBDRS_SEQUENCES=N` changes how many run.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,16 +18,21 @@ use drbdmeta::al::AlRing;
 use drbdmeta::layout::{Layout, Placement};
 use drbdmeta::superblock::{Flags, Magic, Superblock};
 use drbdmeta::units::{AlExtentNr, ByteLen, SectorCount};
-use drbdrs_tests::metagen::{Random, Recorded, read_part, run};
+use drbdrs_tests::metagen::{Loop, Random, Recorded, foreign_data, run};
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::program;
 use libtest_mimic::{Arguments, Failed};
+use rustix::fs::{SeekFrom, seek};
 
 const ORIGINAL: &str = "/usr/sbin/drbdmeta";
 const LOOP_CONTROL: &str = "/dev/loop-control";
 const SEQUENCES: u64 = 500;
+const STEPS: u64 = 5;
 /// Set in the copy of this program that has its own mounts.
 const INSIDE: &str = "DRBDRS_OWN_MOUNTS";
+/// What the original uses; it is private to this program.
+const VAR_LIB: &str = "/var/lib/drbd";
+const NOTE: &str = "drbd-minor--1.lkbd";
 
 fn main() {
     let args = Arguments::from_args();
@@ -57,47 +67,69 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn sequences() -> Result<()> {
-    let ours = program("drbdmeta");
-    if let Some(seed) = number("DRBDRS_SEED") {
-        return sequence(&ours, seed).with_context(|| format!("DRBDRS_SEED={seed}"));
+    // A copy: the one in target/ may be built anew meanwhile.
+    let folder = tempfile::tempdir()?;
+    let ours = folder.path().join("drbdmeta");
+    std::fs::copy(program("drbdmeta"), &ours)?;
+    let seeds = match number("DRBDRS_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=number("DRBDRS_SEQUENCES").unwrap_or(SEQUENCES),
+    };
+    let mut counts = BTreeMap::new();
+    for seed in seeds.clone() {
+        sequence(&ours, seed, &mut counts).with_context(|| format!("DRBDRS_SEED={seed}"))?;
     }
-    let count = number("DRBDRS_SEQUENCES").unwrap_or(SEQUENCES);
-    let mut steps = 0;
-    for seed in 1..=count {
-        steps += STEPS;
-        sequence(&ours, seed).with_context(|| format!("DRBDRS_SEED={seed}"))?;
-    }
-    println!("{count} sequences, {steps} steps");
+    println!("seeds {seeds:?}: {counts:?}");
     Ok(())
 }
 
-/// A loop device; it goes away with this value.
-struct Loop {
-    name: String,
-}
-
-impl Loop {
-    fn new(file: &Path) -> Result<Self> {
-        let output = Command::new("losetup").args(["-f", "--show"]).arg(file).output()?;
-        ensure!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Self { name: String::from_utf8(output.stdout)?.trim().to_string() })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.name]).status();
-    }
-}
-
-const STEPS: u64 = 5;
-
-struct Bench<'a> {
-    ours: &'a Path,
-    original: PathBuf,
-    device: Loop,
+/// One tool with its device.
+struct Side {
+    program: PathBuf,
+    var_lib: Option<String>,
     image: PathBuf,
+    device: String,
+    _loop: Option<Loop>,
+}
+
+impl Side {
+    fn run(&self, index: &str, command: &[&str]) -> Result<Recorded> {
+        let mut args = Vec::new();
+        if let Some(folder) = &self.var_lib {
+            args.extend(["--var-lib-drbd", folder, "--no-backup"]);
+        }
+        args.extend(["-", "v08", &self.device, index]);
+        args.extend(command);
+        let mut got = run(&self.program, &args)?;
+        for text in [&mut got.stdout, &mut got.stderr] {
+            *text = text.replace(&self.device, "{DEV}");
+        }
+        Ok(got)
+    }
+
+    fn note_path(&self) -> PathBuf {
+        Path::new(self.var_lib.as_deref().unwrap_or(VAR_LIB)).join(NOTE)
+    }
+
+    fn note(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.note_path()).ok()?;
+        Some(text.replace(&self.device, "{DEV}"))
+    }
+
+    fn set_note(&self, note: Option<&str>) -> Result<()> {
+        let _ = std::fs::remove_file(self.note_path());
+        if let Some(note) = note {
+            std::fs::write(self.note_path(), note.replace("{DEV}", &self.device))?;
+        }
+        Ok(())
+    }
+}
+
+struct Bench {
+    theirs: Side,
+    ours: Side,
     folder: tempfile::TempDir,
+    is_file: bool,
     index: &'static str,
     placement: Placement,
     size: u64,
@@ -105,46 +137,89 @@ struct Bench<'a> {
     history: Vec<String>,
 }
 
-fn sequence(ours: &Path, seed: u64) -> Result<()> {
+fn sequence(ours: &Path, seed: u64, counts: &mut BTreeMap<String, u32>) -> Result<()> {
     let mut random = Random::new(seed);
     let folder = tempfile::tempdir()?;
-    let image = folder.path().join("image");
-    let (index, placement, size) = match random.below(4) {
-        0 => ("flex-external", Placement::FlexExternal, 136 + random.below(20_000)),
-        1 => ("0", Placement::Indexed(0), 262_144 + random.below(100)),
+    let (index, placement, size) = match random.below(8) {
+        0 | 1 => ("flex-external", Placement::FlexExternal, 136 + random.below(20_000)),
+        2 => ("0", Placement::Indexed(0), 262_144 + random.below(100)),
+        3 => ("1", Placement::Indexed(1), 524_288 + random.below(100)),
         _ => ("internal", Placement::Internal, 136 + random.below(40_000)),
     };
     let size = size * 512;
-    File::create(&image)?.set_len(size)?;
-    let device = Loop::new(&image)?;
-    let original = PathBuf::from(ORIGINAL);
+    let is_file = random.below(3) == 0;
+    let side = |program: &Path, name: &str, var_lib: Option<String>| -> Result<Side> {
+        let image = folder.path().join(name);
+        File::create(&image)?.set_len(size)?;
+        let device = if is_file { None } else { Some(Loop::new(&image)?) };
+        let name = device.as_ref().map_or(image.display().to_string(), |l| l.name.clone());
+        Ok(Side { program: program.to_path_buf(), var_lib, image, device: name, _loop: device })
+    };
+    let var_lib = folder.path().join("var").display().to_string();
+    std::fs::create_dir(&var_lib)?;
+    let theirs = side(Path::new(ORIGINAL), "theirs", None)?;
+    let ours = side(ours, "ours", Some(var_lib))?;
+    theirs.set_note(None)?;
     let history = Vec::new();
     let mut bench =
-        Bench { ours, original, device, image, folder, index, placement, size, random, history };
-    bench.create()?;
-    for _ in 0..STEPS {
-        bench.step().and_then(|()| bench.compare()).with_context(|| {
-            format!("{} bytes, {index}: {}", bench.size, bench.history.join(" · "))
-        })?;
+        Bench { theirs, ours, folder, is_file, index, placement, size, random, history };
+    if bench.random.below(4) == 0 {
+        let (what, pieces) = foreign_data(&mut bench.random);
+        bench.history.push(what.into());
+        bench.write(&pieces)?;
     }
-    Ok(())
+    let result = bench.create().and_then(|()| (0..STEPS).try_for_each(|_| bench.step()));
+    for word in bench.history.iter().filter_map(|h| h.split(' ').next()) {
+        *counts.entry(word.to_string()).or_default() += 1;
+    }
+    *counts.entry(format!("on {}", if is_file { "files" } else { "loop devices" })).or_default() +=
+        1;
+    result.with_context(|| {
+        format!("{} bytes, file {is_file}, {index}: {}", bench.size, bench.history.join(" · "))
+    })
 }
 
-impl Bench<'_> {
-    fn call(&mut self, program: &Path, device: &str, command: &[&str]) -> Result<Recorded> {
-        let mut args = vec!["-", "v08", device, self.index];
-        args.extend(command);
-        args.push("--force");
-        run(program, &args)
-    }
-
-    /// One of the tools changes the device.
-    fn either(&mut self, command: &[&str]) -> Result<Recorded> {
-        let is_ours = self.random.below(2) == 0;
-        let program = if is_ours { self.ours.to_path_buf() } else { self.original.clone() };
-        self.history.push(format!("{}{}", if is_ours { "ours " } else { "" }, command.join(" ")));
-        let device = self.device.name.clone();
-        self.call(&program, &device, command)
+impl Bench {
+    /// Both tools do it; everything must agree. Then both go on with one result.
+    fn both(&mut self, command: &[&str]) -> Result<()> {
+        // Plain files need it, and half of the others get it: refusals are compared as well.
+        let is_forced = self.is_file || self.random.below(2) == 0;
+        let mut command = command.to_vec();
+        if is_forced {
+            command.push("--force");
+        }
+        self.history.push(command.join(" "));
+        let before = self.read()?;
+        let mine = self.ours.run(self.index, &command)?;
+        let theirs = self.theirs.run(self.index, &command)?;
+        let name = command.first().copied().unwrap_or_default();
+        let (mut a, mut b) = (loosened(&mine), loosened(&theirs));
+        if name == "restore-md" {
+            // What is in the way is judged by the log of the dump, not by the usual one.
+            let place = ["al_offset ", "bm_offset ", "left usable"];
+            for text in [&mut a, &mut b] {
+                let lines = text.lines().filter(|l| !place.iter().any(|p| l.contains(p)));
+                *text = lines.collect::<Vec<_>>().join("\n");
+            }
+        }
+        // A forced create-md with another log gives up in the original; we do it.
+        let is_stripes = theirs.rc == 30 && is_forced;
+        ensure!(a == b || is_stripes, "{name}:\n{a}\noriginal:\n{b}");
+        if !is_stripes {
+            self.same_content(name, before.map(|(_, l)| l))?;
+            ensure!(
+                self.ours.note() == self.theirs.note(),
+                "{name}: note {:?}, original {:?}",
+                self.ours.note(),
+                self.theirs.note()
+            );
+        }
+        let takes_ours = is_stripes || self.random.below(2) == 0;
+        let (from, to) =
+            if takes_ours { (&self.ours, &self.theirs) } else { (&self.theirs, &self.ours) };
+        copy(&from.image, &to.image)?;
+        to.set_note(from.note().as_deref())?;
+        self.compare(is_forced)
     }
 
     fn create(&mut self) -> Result<()> {
@@ -153,28 +228,33 @@ impl Bench<'_> {
         let bio = (self.random.below(257) * 4096).to_string();
         let mut command = vec!["create-md", "--peer-max-bio-size", &bio];
         // A small device may be too small for a large log, a slot has one shape.
-        if self.index != "0" && self.size > 4 << 20 && self.random.below(2) == 0 {
+        let is_slot = matches!(self.placement, Placement::Indexed(_));
+        if !is_slot && self.size > 4 << 20 && self.random.below(2) == 0 {
             command.extend(["--al-stripes", &stripes, "--al-stripe-size-kB", &kib]);
         }
-        self.either(&command)?;
-        Ok(())
+        self.both(&command)
     }
 
     fn step(&mut self) -> Result<()> {
-        match self.random.below(10) {
-            0 => {
-                self.either(&["wipe-md"])?;
-                self.create()
-            }
-            1 => self.either(&["outdate"]).map(drop),
-            2 => self.either(&["invalidate"]).map(drop),
-            3 => {
+        match self.random.below(14) {
+            0 => self.both(&["wipe-md"]),
+            1 => self.create(),
+            2 => self.both(&["outdate"]),
+            3 => self.both(&["invalidate"]),
+            4 => {
                 let uuid = format!("{:016X}", self.random.next());
-                self.either(&["write-dev-uuid", &uuid]).map(drop)
+                self.both(&["write-dev-uuid", &uuid])
             }
-            4 | 5 => self.set_gi(),
-            6 | 7 => self.restore(),
-            _ => self.apply_al(),
+            5 | 6 => self.set_gi(),
+            7 | 8 => self.restore(),
+            9 => self.grow(),
+            10 => self.damage(),
+            _ => {
+                if self.random.below(4) != 0 {
+                    self.crash()?;
+                }
+                self.both(&["apply-al"])
+            }
         }
     }
 
@@ -189,12 +269,12 @@ impl Bench<'_> {
         }
         fields.truncate(usize::try_from(1 + self.random.below(11))?);
         let list = fields.join(":");
-        self.either(&["set-gi", &list]).map(drop)
+        self.both(&["set-gi", &list])
     }
 
     /// Random content through the text form.
     fn restore(&mut self) -> Result<()> {
-        let Some((sb, layout)) = self.read()? else { return Ok(()) };
+        let Some((sb, layout)) = self.read()? else { return self.create() };
         let sectors = self.random.below(layout.usable().0.min(2_000_000));
         let words = drbdmeta::layout::bitmap_bytes(SectorCount(sectors)).0 / 8;
         let mut text = format!(
@@ -225,66 +305,56 @@ impl Bench<'_> {
         text.push_str("}\n");
         let path = self.folder.path().join("dump");
         std::fs::write(&path, text)?;
-        self.either(&["restore-md", &path.display().to_string()]).map(drop)
+        self.both(&["restore-md", &path.display().to_string()])
     }
 
-    fn read(&self) -> Result<Option<(Superblock, Layout)>> {
-        let mut block = [0; 4096];
-        let len = ByteLen(self.size);
-        let at = self.placement.superblock(len).context("too small")?;
-        File::open(&self.device.name)?.read_exact_at(&mut block, at.0)?;
-        let found = Superblock::from_disk(&block).ok();
-        Ok(found.and_then(|sb| Some((sb, sb.check(self.placement, len).ok()?))))
-    }
-
-    /// A node that stopped somewhere: then apply-al by both, on a copy each, must give the same
-    /// bytes and texts; the device goes on with one of them.
-    fn apply_al(&mut self) -> Result<()> {
-        if let Some((mut sb, layout)) = self.read()?
-            && self.random.below(4) != 0
-        {
-            sb.magic = Magic::Unclean;
-            sb.flags.remove(Flags::AL_CLEAN);
-            sb.flags.set(Flags::PRIMARY, self.random.below(3) != 0);
-            let file = File::options().write(true).open(&self.device.name)?;
-            file.write_all_at(&sb.to_disk(), layout.superblock.0)?;
-            self.transactions(&file, layout)?;
-            file.sync_all()?;
-            self.history.push("crash".into());
-        }
-        let copy = self.folder.path().join("copy").display().to_string();
-        // Everything outside the meta-data is zero all the time.
-        let (from, len) = match self.read()? {
-            Some((_, layout)) => {
-                let (from, to) = layout.span();
-                (from.0, to.0.min(self.size) - from.0)
+    /// The device gets longer, by whole blocks or only by sectors; then check-resize.
+    fn grow(&mut self) -> Result<()> {
+        let sectors = match self.random.below(3) {
+            0 => 1 + self.random.below(7),
+            1 => 8 * (1 + self.random.below(40)),
+            _ => 1 + self.random.below(6000),
+        };
+        self.history.push(format!("grow {sectors}"));
+        self.size += sectors * 512;
+        for side in [&self.ours, &self.theirs] {
+            File::options().write(true).open(&side.image)?.set_len(self.size)?;
+            if !self.is_file {
+                let done = Command::new("losetup").args(["-c", &side.device]).status()?;
+                ensure!(done.success(), "losetup -c");
             }
-            None => (0, self.size.min(1 << 20)),
-        };
-        let file = File::create(&copy)?;
-        file.set_len(self.size)?;
-        file.write_all_at(&read_part(&self.image, from, len)?, from)?;
-        let (ours, original) = (self.ours.to_path_buf(), self.original.clone());
-        let mine = self.call(&ours, &copy, &["apply-al"])?;
-        let device = self.device.name.clone();
-        let theirs = self.call(&original, &device, &["apply-al"])?;
-        self.history.push("apply-al".into());
-        ensure!((mine.rc == 0) == (theirs.rc == 0), "apply-al: {mine:?}, original {theirs:?}");
-        let plain = |r: &Recorded| {
-            let lines =
-                r.stderr.lines().filter(|l| !l.contains("BLKSSZGET") && !l.contains("ASSERT"));
-            let mut lines = lines.map(ToString::to_string).collect::<Vec<_>>();
-            // An extent in two slots is complained about twice by the original.
-            lines.dedup();
-            lines
-        };
-        ensure!(plain(&mine) == plain(&theirs), "apply-al: {mine:?}, original {theirs:?}");
-        let mine = read_part(Path::new(&copy), from, len)?;
-        ensure!(mine == read_part(&self.image, from, len)?, "apply-al: images differ");
+        }
+        // Without the note 9.22 fails silently, newer ones and ours write it.
+        if self.placement.is_internal() && self.ours.note().is_some() {
+            self.compare(true)?;
+            return self.both(&["check-resize"]);
+        }
         Ok(())
     }
 
-    fn transactions(&mut self, file: &File, layout: Layout) -> Result<()> {
+    /// Some byte of the superblock changes. (Nonsense in some fields makes the original abort or
+    /// compute with it, stripes whose product overflows it believes.)
+    fn damage(&mut self) -> Result<()> {
+        let at = match self.random.below(96) {
+            64..68 | 80..84 | 88 | 92 => 60,
+            at => at,
+        };
+        let place = self.placement.superblock(ByteLen(self.size)).context("too small")?.0 + at;
+        let mut byte = [0];
+        File::open(&self.ours.image)?.read_exact_at(&mut byte, place)?;
+        byte[0] ^= 1 << self.random.below(8);
+        self.history.push(format!("damage {at}"));
+        self.write(&[(place, byte.to_vec())])?;
+        self.compare(true)
+    }
+
+    /// A node that stopped somewhere.
+    fn crash(&mut self) -> Result<()> {
+        let Some((mut sb, layout)) = self.read()? else { return Ok(()) };
+        sb.magic = Magic::Unclean;
+        sb.flags.remove(Flags::AL_CLEAN);
+        sb.flags.set(Flags::PRIMARY, self.random.below(3) != 0);
+        let mut writes = vec![(layout.superblock.0, sb.to_disk().to_vec())];
         let mut ring = AlRing::new(layout);
         let slot_count = 7 + self.random.below(u64::from(ring.slots_max()).min(2000) - 7);
         let mut slots = vec![None; usize::try_from(slot_count)?];
@@ -297,18 +367,67 @@ impl Bench<'_> {
             if self.random.below(20) == 0 {
                 block[usize::try_from(self.random.below(4096))?] ^= 1;
             }
-            file.write_all_at(&block, at.0)?;
+            writes.push((at.0, block.to_vec()));
             ring.written();
+        }
+        self.history.push("crash".into());
+        self.write(&writes)
+    }
+
+    /// Both devices get the same bytes.
+    fn write(&self, pieces: &[(u64, Vec<u8>)]) -> Result<()> {
+        for side in [&self.ours, &self.theirs] {
+            let file = File::options().write(true).open(&side.image)?;
+            for (at, bytes) in pieces.iter().filter(|(at, b)| at + b.len() as u64 <= self.size) {
+                file.write_all_at(bytes, *at)?;
+            }
         }
         Ok(())
     }
 
-    fn compare(&mut self) -> Result<()> {
-        let device = self.device.name.clone();
-        let (ours, original) = (self.ours.to_path_buf(), self.original.clone());
+    fn read(&self) -> Result<Option<(Superblock, Layout)>> {
+        let mut block = [0; 4096];
+        let len = ByteLen(self.size);
+        let at = self.placement.superblock(len).context("too small")?;
+        File::open(&self.ours.image)?.read_exact_at(&mut block, at.0)?;
+        let found = Superblock::from_disk(&block).ok();
+        Ok(found.and_then(|sb| Some((sb, sb.check(self.placement, len).ok()?))))
+    }
+
+    /// Are both devices equal, but for what we do better on purpose?
+    fn same_content(&self, name: &str, before: Option<Layout>) -> Result<()> {
+        let after = self.read()?.map(|(_, layout)| layout);
+        let mut left_out = Vec::new();
+        if let Some(layout) = after.or(before) {
+            let log = (layout.al.0, layout.al.0 + layout.al_geometry.len().0);
+            let map = (layout.bitmap.0, layout.bitmap.0 + layout.bitmap_len.0);
+            match name {
+                // The original leaves log and unnamed bits of the bitmap as they were.
+                "restore-md" => left_out.extend([log, map]),
+                // It computes the bitmap of external meta-data from the wrong device.
+                "create-md" if !self.placement.is_internal() => left_out.push(map),
+                _ => {}
+            }
+        }
+        let (mine, theirs) = (blocks(&self.ours.image)?, blocks(&self.theirs.image)?);
+        let differs = mine.keys().chain(theirs.keys()).find(|number| {
+            let at = *number * 4096;
+            mine.get(number) != theirs.get(number)
+                && !left_out.iter().any(|(from, to)| (*from..*to).contains(&at))
+        });
+        ensure!(differs.is_none(), "{name}: block {differs:?} differs, {after:?}");
+        Ok(())
+    }
+
+    /// Both tools say the same about the same device.
+    fn compare(&self, is_forced: bool) -> Result<()> {
         for command in ["dump-md", "get-gi", "show-gi", "dstate"] {
-            let mine = self.call(&ours, &device, &[command])?;
-            let theirs = self.call(&original, &device, &[command])?;
+            let mut words = vec![command];
+            if is_forced || self.is_file {
+                words.push("--force");
+            }
+            let mine = self.ours.run(self.index, &words)?;
+            let theirs = self.theirs.run(self.index, &words)?;
             let (a, b) = (loosened(&mine), loosened(&theirs));
             ensure!(a == b, "{command}:\n{a}\noriginal:\n{b}");
         }
@@ -316,9 +435,59 @@ impl Bench<'_> {
     }
 }
 
-/// Without head, and without the flags of dumps, which the original always prints as 0.
+/// Blocks that are not zero, by number.
+type Blocks = BTreeMap<u64, Vec<u8>>;
+
+fn blocks(path: &Path) -> Result<Blocks> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let (mut found, mut at) = (Blocks::new(), 0);
+    while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
+        let end = seek(&file, SeekFrom::Hole(data))?;
+        at = data / 4096 * 4096;
+        while at < end {
+            let mut block = vec![0; usize::try_from((len - at).min(4096))?];
+            file.read_exact_at(&mut block, at)?;
+            if block.iter().any(|b| *b != 0) {
+                found.insert(at / 4096, block);
+            }
+            at += 4096;
+        }
+    }
+    Ok(found)
+}
+
+/// Makes `to` equal to `from`. (Both tools use direct I/O: nothing is cached above the files.)
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let (from, old) = (blocks(from)?, blocks(to)?);
+    let file = File::options().write(true).open(to)?;
+    for (number, block) in &old {
+        if !from.contains_key(number) {
+            file.write_all_at(&vec![0; block.len()], number * 4096)?;
+        }
+    }
+    for (number, block) in &from {
+        if old.get(number) != Some(block) {
+            file.write_all_at(block, number * 4096)?;
+        }
+    }
+    Ok(())
+}
+
+/// Without head, without the flags of dumps, which the original always prints as 0, and without
+/// lines about the machine and how it zeroes. (The recorded commands compare these.)
 fn loosened(r: &Recorded) -> String {
     let head = |l: &&str| !(l.starts_with("# 2") || l.contains("> ") || l.contains("flags 0x"));
     let lines: Vec<&str> = r.stdout.lines().filter(head).collect();
-    format!("{}\n{}\nsuccess {}", lines.join("\n"), r.stderr, r.rc == 0)
+    let told = |l: &&str| {
+        !["BLKSSZGET", "ASSERT", "ioctl(", "initializing bitmap", "pvs stderr"]
+            .iter()
+            .any(|w| l.contains(w))
+    };
+    let mut errors: Vec<&str> = r.stderr.lines().filter(told).collect();
+    // An extent in two slots is complained about twice by the original.
+    errors.dedup();
+    // 1 in 9.4 to 9.31, 255 before and after.
+    let rc = if r.rc == 1 { 255 } else { r.rc };
+    format!("{}\n{}\nstatus {rc}", lines.join("\n"), errors.join("\n"))
 }

@@ -24,14 +24,25 @@ const PIECE: u64 = 1 << 20;
 /// Saves a byte-for-byte copy of the meta-data area to a dated file and says where on stderr.
 /// Holes stay holes.
 pub(super) fn save(o: &mut Opened<'_>, layout: &Layout, what: What) -> Result<(), Exit> {
+    match what {
+        What::Superblock => save_block(o, layout.superblock),
+        What::Everything => {
+            let (from, to) = layout.span();
+            save_range(o, from, to)
+        }
+    }
+}
+
+/// The same for one block.
+pub(super) fn save_block(o: &mut Opened<'_>, at: ByteOffset) -> Result<(), Exit> {
+    save_range(o, at, ByteOffset(at.0 + 4096))
+}
+
+fn save_range(o: &mut Opened<'_>, from: ByteOffset, to: ByteOffset) -> Result<(), Exit> {
     let options = &o.run.options;
     if options.no_backup || options.dry_run {
         return Ok(());
     }
-    let (from, to) = match what {
-        What::Superblock => (layout.superblock, ByteOffset(layout.superblock.0 + 4096)),
-        What::Everything => layout.span(),
-    };
     let to = ByteOffset(to.0.min(o.device_len().0));
     let minor = o.run.minor.map_or(-1, i64::from);
     let name = format!("drbd-minor-{minor}-{}-{}.md", stamp(), o.run.command.name());

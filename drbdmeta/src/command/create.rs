@@ -9,7 +9,7 @@ use drbdmeta::superblock::{BYTES_PER_BIT, DecodeError, Invalid, MAGIC_V09, Super
 use drbdmeta::units::{ByteLen, ByteOffset, HumanKib};
 use drbdmeta::v07::{OldSuperblock, fixed_superblock};
 
-use super::args::BitmapMode;
+use super::args::{BitmapMode, Invocation};
 use super::open::{Found, Opened};
 use super::store::{Store, describe};
 use super::talk::{err, is_confirmed, out};
@@ -171,24 +171,39 @@ fn failed(e: &IoError) -> Exit {
     Exit::failure(format!("{}\noperation failed", describe(e)))
 }
 
+/// The end of a write that failed, in this command's words.
+struct Failed(Exit);
+
+impl From<IoError> for Failed {
+    fn from(e: IoError) -> Self {
+        Self(failed(&e))
+    }
+}
+
 fn fresh(o: &mut Opened<'_>, layout: &Layout, found: Option<&InTheWay>) -> Result<(), Exit> {
     existing::check(o, layout)?;
+    let block = o.read_block(layout.superblock)?;
+    // What is not valid for this configuration may be so for another one.
+    let is_ours = Superblock::from_disk(&block).is_ok();
     match found {
         Some(InTheWay::V08(_, old)) => backup::save(o, old, backup::What::Everything)?,
-        Some(_) => backup::save(o, layout, backup::What::Everything)?,
-        None => {}
+        None if !is_ours => {}
+        _ => backup::save(o, layout, backup::What::Everything)?,
+    }
+    if let Some(InTheWay::V07 { at, is_fixed: true, .. }) = found {
+        backup::save_block(o, *at)?;
     }
     out("initializing activity log\n");
     let sb = Superblock::new(layout, o.run.options.peer_max_bio_size);
-    let has_old = o.read_block(layout.superblock)?.iter().any(|b| *b != 0);
-    if has_old {
-        ops::wipe(&mut o.io, layout.superblock).map_err(|e| failed(&e))?;
-    }
-    ops::write_initialised_al(&mut o.io, layout).map_err(|e| failed(&e))?;
-    fill_bitmap(o, layout)?;
-    o.io.flush()?;
-    out("Writing meta data...\n");
-    o.write(&sb, layout, "operation failed")?;
+    let has_old = block.iter().any(|b| *b != 0);
+    let run = o.run;
+    let fill = |io: &mut Store, layout: &Layout| {
+        fill_bitmap(run, io, layout).map_err(Failed)?;
+        out("Writing meta data...\n");
+        Ok(())
+    };
+    ops::create(&mut o.io, layout, &sb, has_old, fill).map_err(|Failed(exit)| exit)?;
+    o.update_note(&sb);
     if let Some(InTheWay::V07 { at, is_fixed: true, .. }) = found {
         ops::wipe(&mut o.io, *at).map_err(|e| failed(&e))?;
     }
@@ -196,11 +211,10 @@ fn fresh(o: &mut Opened<'_>, layout: &Layout, found: Option<&InTheWay>) -> Resul
     Ok(())
 }
 
-fn fill_bitmap(o: &mut Opened<'_>, layout: &Layout) -> Result<(), Exit> {
+fn fill_bitmap(run: &Invocation, io: &mut Store, layout: &Layout) -> Result<(), Exit> {
     let (at, len) = (layout.bitmap, layout.bitmap_len);
     let size = HumanKib(len.0 / 1024);
-    let mode = o.run.options.bitmap_mode;
-    let io: &mut Store = &mut o.io;
+    let mode = run.options.bitmap_mode;
     match mode {
         BitmapMode::Skip => {
             err("SKIPPED initializing bitmap area\n");
@@ -214,7 +228,7 @@ fn fill_bitmap(o: &mut Opened<'_>, layout: &Layout) -> Result<(), Exit> {
         BitmapMode::Automatic | BitmapMode::Zeroout => {
             err(&format!("initializing bitmap ({size}) to all zero\n"));
             let Err(e) = io.zero_range(at, len) else { return Ok(()) };
-            err(&format!("ioctl({}, BLKZEROOUT, [{}, {}]) failed: {e}\n", o.run.path, at.0, len.0));
+            err(&format!("ioctl({}, BLKZEROOUT, [{}, {}]) failed: {e}\n", run.path, at.0, len.0));
             if mode == BitmapMode::Zeroout {
                 return Err(Exit::new(10, "fast zero-out failed, fallback disabled"));
             }
@@ -237,7 +251,7 @@ fn set_all(io: &mut Store, at: ByteOffset, len: ByteLen) -> Result<(), IoError> 
     Ok(())
 }
 
-/// Keeps what 0.7 knew. The new superblock comes first: a cut leaves one of them valid.
+/// Keeps what 0.7 knew.
 fn converted(
     o: &mut Opened<'_>,
     layout: &Layout,
@@ -251,10 +265,14 @@ fn converted(
     let mut sb = old.convert(layout);
     sb.la_size = sb.la_size.min(layout.usable());
     out("Writing meta data...\n");
-    o.write(&sb, layout, "operation failed")?;
-    if is_fixed && o.run.placement == Placement::Internal {
-        ops::wipe(&mut o.io, at).map_err(|e| failed(&e))?;
+    let is_elsewhere = is_fixed && o.run.placement == Placement::Internal;
+    if is_elsewhere {
+        backup::save_block(o, at)?;
+        err("Warning: the bitmap of the old meta data is not converted. \
+             Have one node synchronize completely from the other.\n");
     }
+    ops::convert(&mut o.io, layout, &sb, is_elsewhere.then_some(at)).map_err(|e| failed(&e))?;
+    o.update_note(&sb);
     out(DONE);
     Ok(())
 }

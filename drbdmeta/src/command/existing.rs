@@ -16,8 +16,10 @@ const HEAD: usize = 69_632;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Used {
     Bytes(u64),
-    /// Its owner must not be overwritten, however much it uses.
-    Refuse,
+    /// Its owner must not be overwritten: it uses everything.
+    All,
+    /// Its owner must not be overwritten: it may use anything.
+    Anything,
     Unknown,
 }
 
@@ -51,9 +53,9 @@ fn identify(head: &[u8]) -> (&'static str, Used) {
         bytes => Used::Bytes(bytes),
     };
     if is_swap {
-        ("swap space signature", Used::Refuse)
+        ("swap space signature", Used::All)
     } else if r.is(0x218, b"LVM2") {
-        ("LVM2 physical volume signature", Used::Refuse)
+        ("LVM2 physical volume signature", Used::Anything)
     } else if r.le16(0x438) == 0xEF53 {
         let has_journal = r.le32(0x45C) & 4 != 0;
         let block = match r.le32(0x418) {
@@ -106,7 +108,10 @@ pub(super) fn check(o: &mut Opened<'_>, layout: &Layout) -> Result<(), Exit> {
         layout.superblock.0, layout.al.0, layout.bitmap.0
     ));
     let options = &o.run.options;
-    let refused = |text: &str| Err(Exit::new(40, text));
+    let refused = |text: &str| {
+        out(&format!("{text}\n"));
+        Err(Exit::silent(40))
+    };
     let usable_kib = layout.usable().0 / 2;
     let left = format!("{usable_kib:12} kB left usable by current configuration\n");
     let overridden = || out("\nIgnoring sanity check on user request.\n\n");
@@ -120,9 +125,11 @@ pub(super) fn check(o: &mut Opened<'_>, layout: &Layout) -> Result<(), Exit> {
             }
             return refused(REFUSED);
         }
-        Used::Refuse => {
+        Used::All | Used::Anything => {
             out(&left);
-            out("Could not determine the size of the actually used data area.\n\n");
+            if used == Used::Anything {
+                out("Could not determine the size of the actually used data area.\n\n");
+            }
             out(TRUNCATED);
             if options.ignore_sanity_checks {
                 overridden();

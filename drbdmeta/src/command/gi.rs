@@ -106,6 +106,7 @@ pub(super) fn outdate(o: &mut Opened<'_>) -> Result<(), Exit> {
 
 pub(super) fn invalidate(o: &mut Opened<'_>) -> Result<(), Exit> {
     let (mut sb, layout) = o.here("")?;
+    super::backup::save(o, &layout, super::backup::What::Superblock)?;
     sb.flags.remove(Flags::CONSISTENT | Flags::WAS_UP_TO_DATE);
     sb.flags.insert(Flags::FULL_SYNC);
     o.write(&sb, &layout, "update failed")

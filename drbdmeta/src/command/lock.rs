@@ -2,13 +2,12 @@
 //!
 //! Spec: metadata.md §8.2.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, fcntl_lock};
-use rustix::process::{Flock, FlockType, fcntl_getlk};
+use drbdmeta::hold::{self, Held, Hold, HoldError};
 
 use super::Exit;
 use super::args::Invocation;
@@ -19,32 +18,65 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Takes the lock of the minor, waiting up to a second.
 pub(super) fn take(run: &Invocation) -> Result<Option<File>, Exit> {
     let Some(minor) = run.minor else { return Ok(None) };
-    let path = format!("/var/lock/drbd-147-{minor}");
-    let open = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let file = match open {
-        Ok(file) => file,
-        Err(e) => return Err(Exit::new(20, format!("open({path}) failed: {e}"))),
-    };
-    for _ in 0..TRIES {
-        if fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok(Some(file));
+    let path = hold::minor_lock_path(minor);
+    let file = hold::open_lock_file(&path).map_err(|e| refused(&path, e))?;
+    for _ in 1..TRIES {
+        match hold::lock(&file, &path) {
+            Ok(()) => return Ok(Some(file)),
+            Err(HoldError::Held(_)) => std::thread::sleep(PAUSE),
+            Err(e) => return Err(refused(&path, e)),
         }
-        std::thread::sleep(PAUSE);
     }
-    let pid = holder(&file).map_or_else(|| "unknown".into(), |pid| pid.to_string());
-    Err(Exit::new(20, format!("lock on {path} currently held by pid:{pid}")))
+    hold::lock(&file, &path).map(|()| Some(file)).map_err(|e| refused(&path, e))
 }
 
-/// Process that holds a lock on this file.
-pub(super) fn holder(file: &File) -> Option<i32> {
-    let found = fcntl_getlk(file, &Flock::from(FlockType::WriteLock)).ok()??;
-    found.pid.map(rustix::process::Pid::as_raw_pid)
+fn refused(path: &Path, error: HoldError) -> Exit {
+    Exit::new(
+        20,
+        match error {
+            HoldError::Held(held) => {
+                let path = held.lock_file.as_deref().unwrap_or(path).display();
+                format!("lock on {path} currently held by pid:{}", pid(&held))
+            }
+            HoldError::Io(path, e) => {
+                format!("open({}) failed: {}", path.display(), super::system(&e))
+            }
+        },
+    )
+}
+
+fn pid(held: &Held) -> String {
+    held.pid.map_or_else(|| "unknown".into(), |pid| pid.to_string())
+}
+
+/// Takes the device. Nobody may write under whoever holds it, forced or not; reading may be
+/// forced.
+pub(super) fn device(run: &Invocation, file: &File) -> Result<Option<Hold>, Exit> {
+    let error = match hold::hold(file, Path::new(&run.path), run.placement) {
+        Ok(hold) => return Ok(Some(hold)),
+        Err(error) => error,
+    };
+    let is_held = matches!(error, HoldError::Held(_));
+    let mut exit = refused(Path::new(&run.path), error);
+    if is_held {
+        exit.text = format!("open({}) failed: Device or resource busy\n{}", run.path, exit.text);
+    }
+    if run.command.modifies() || !is_held {
+        return Err(exit);
+    }
+    super::open::busy(run, &exit.text)?;
+    Ok(None)
+}
+
+/// Who has a block device that could not be opened exclusively.
+pub(super) fn holders(path: &str) -> String {
+    let found = hold::who_has_open(Path::new(path)).into_iter();
+    let lines: Vec<_> =
+        found.map(|(pid, name)| format!("{path} is open in pid:{pid} ({name})")).collect();
+    if lines.is_empty() {
+        return format!("{path} is used by the kernel: mounted, or part of another device");
+    }
+    lines.join("\n")
 }
 
 /// Is the minor attached? Whoever runs it answers through `drbdsetup`.

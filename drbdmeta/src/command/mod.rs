@@ -46,6 +46,11 @@ impl Exit {
     }
 }
 
+/// The system's words for an error, without its number.
+fn system(error: &std::io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().into()
+}
+
 impl From<drbdmeta::io::IoError> for Exit {
     fn from(error: drbdmeta::io::IoError) -> Self {
         Self::new(10, store::describe(&error))

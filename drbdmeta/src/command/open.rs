@@ -7,13 +7,14 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use drbdmeta::hold::Hold;
 use drbdmeta::io::MetaIo;
 use drbdmeta::last_known::LastKnown;
-use drbdmeta::layout::{BLOCK_BYTES, DEVICE_MIN, Layout};
+use drbdmeta::layout::{BLOCK_BYTES, DEVICE_MIN, Layout, Placement};
 use drbdmeta::ops::MoveJournal;
 use drbdmeta::superblock::{DecodeError, MAGIC_V09, Superblock};
 use drbdmeta::units::{ByteLen, ByteOffset};
-use rustix::fs::{FileType, FlockOperation, OFlags, fcntl_lock};
+use rustix::fs::{FileType, OFlags};
 
 use super::args::{Command, Invocation};
 use super::store::Store;
@@ -35,14 +36,15 @@ pub(super) struct Opened<'a> {
     pub(super) run: &'a Invocation,
     pub(super) io: Store,
     pub(super) found: Found,
+    _hold: Option<Hold>,
 }
 
 impl<'a> Opened<'a> {
     pub(super) fn open(run: &'a Invocation) -> Result<Self, Exit> {
-        let (file, is_direct) = open_file(run)?;
+        let (file, is_direct, hold) = open_file(run)?;
         let io = Store::new(file, is_direct, run.options.dry_run)
             .map_err(|e| Exit::new(20, format!("size of {}: {e}", run.path)))?;
-        let mut opened = Self { run, io, found: Found::Nowhere };
+        let mut opened = Self { run, io, found: Found::Nowhere, _hold: hold };
         opened.check_size()?;
         if run.command.modifies() {
             opened.finish_cut_move()?;
@@ -214,7 +216,7 @@ impl<'a> Opened<'a> {
             device_uuid: superblock.device_uuid,
         };
         let path = self.note_path();
-        if let Err(e) = replace_file(&path, note.to_text().as_bytes()) {
+        if let Err(e) = replace_file(&path, &[note.to_text().as_bytes()]) {
             err(&format!("lk_bdev_save({}) failed: {e}\n", path.display()));
         }
     }
@@ -259,7 +261,7 @@ impl<'a> Opened<'a> {
         }
         let Ok(bytes) = std::fs::read(&path) else { return Ok(()) };
         // Not kept completely: then nothing had been written yet.
-        if let Some(journal) = MoveJournal::from_bytes(&bytes)
+        if let Some(journal) = MoveJournal::from_bytes(bytes)
             && journal.end() == self.superblock_at().0 + 4096
         {
             err("Completing an interrupted move of the internal meta data\n");
@@ -271,12 +273,14 @@ impl<'a> Opened<'a> {
 }
 
 /// Writes a file so that either the old or the new content survives a crash.
-pub(super) fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
+pub(super) fn replace_file(path: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder)?;
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let mut file = File::create(&temporary)?;
-    file.write_all(content)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     File::open(folder)?.sync_all()
@@ -291,26 +295,34 @@ fn clipped(mut sb: Superblock, layout: &Layout) -> Superblock {
     sb
 }
 
-fn open_file(run: &Invocation) -> Result<(File, bool), Exit> {
+fn open_file(run: &Invocation) -> Result<(File, bool, Option<Hold>), Exit> {
     let path = &run.path;
-    let failed = |e: &std::io::Error| {
-        let text = e.to_string();
-        let text = text.split(" (os error").next().unwrap_or_default().to_string();
-        Exit::new(20, format!("open({path}) failed: {text}"))
-    };
+    let failed =
+        |e: &std::io::Error| Exit::new(20, format!("open({path}) failed: {}", super::system(e)));
     let kind = rustix::fs::stat(path.as_str()).map_err(|e| failed(&e.into()))?;
-    let kind = FileType::from_raw_mode(kind.st_mode);
-    let is_shared = matches!(run.placement, drbdmeta::layout::Placement::Indexed(_));
-    match kind {
-        FileType::BlockDevice => open_block(run, !is_shared, failed),
-        FileType::RegularFile => open_plain(run, !is_shared, failed).map(|file| (file, false)),
-        _ => Err(Exit::new(20, format!("'{path}' is not a block device!"))),
-    }
+    let (file, is_direct) = match FileType::from_raw_mode(kind.st_mode) {
+        FileType::BlockDevice => open_block(run, failed)?,
+        FileType::RegularFile => match OpenOptions::new().read(true).write(true).open(path) {
+            Err(e) if may_only_read(run, &e) => {
+                let file = File::open(path).map_err(|e| failed(&e))?;
+                return Ok((file, false, None));
+            }
+            other => (other.map_err(|e| failed(&e))?, false),
+        },
+        _ => return Err(Exit::new(20, format!("'{path}' is not a block device!"))),
+    };
+    let hold = lock::device(run, &file)?;
+    Ok((file, is_direct, hold))
+}
+
+/// A file of somebody else, or on a disk that is mounted read-only: forced, it can be read.
+fn may_only_read(run: &Invocation, error: &std::io::Error) -> bool {
+    let kinds = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
+    run.options.force && !run.command.modifies() && kinds.contains(&error.kind())
 }
 
 fn open_block(
     run: &Invocation,
-    exclusive: bool,
     failed: impl Fn(&std::io::Error) -> Exit,
 ) -> Result<(File, bool), Exit> {
     let open = |extra: OFlags| {
@@ -321,53 +333,18 @@ fn open_block(
         Err(e) if e.kind() == ErrorKind::InvalidInput => open(extra).map(|f| (f, false)),
         other => other.map(|f| (f, true)),
     };
-    let first = direct(if exclusive { OFlags::EXCL } else { OFlags::empty() });
-    match first {
+    let is_shared = matches!(run.placement, Placement::Indexed(_));
+    match direct(if is_shared { OFlags::empty() } else { OFlags::EXCL }) {
         Err(e) if e.kind() == ErrorKind::ResourceBusy => {
-            busy(run, &failed(&e).text)?;
+            busy(run, &format!("{}\n{}", failed(&e).text, lock::holders(&run.path)))?;
             direct(OFlags::empty()).map_err(|e| failed(&e))
         }
         other => other.map_err(|e| failed(&e)),
     }
 }
 
-fn open_plain(
-    run: &Invocation,
-    exclusive: bool,
-    failed: impl Fn(&std::io::Error) -> Exit,
-) -> Result<File, Exit> {
-    let mut options = OpenOptions::new();
-    let open = options.read(true).write(true).open(&run.path);
-    let file = match open {
-        Err(e)
-            if run.options.force
-                && !run.command.modifies()
-                && matches!(
-                    e.kind(),
-                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-                ) =>
-        {
-            return File::open(&run.path).map_err(|e| failed(&e));
-        }
-        other => other.map_err(|e| failed(&e))?,
-    };
-    if exclusive && fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let pid = lock::holder(&file).map_or_else(|| "unknown".into(), |p| p.to_string());
-        let text = format!(
-            "open({}) failed: Device or resource busy\nlock on {} currently held by pid:{pid}",
-            run.path, run.path
-        );
-        if run.command.modifies() {
-            // Nobody may write under whoever holds it, forced or not.
-            return Err(Exit::new(20, text));
-        }
-        busy(run, &text)?;
-    }
-    Ok(file)
-}
-
 /// Somebody else has it: go on all the same?
-fn busy(run: &Invocation, text: &str) -> Result<(), Exit> {
+pub(super) fn busy(run: &Invocation, text: &str) -> Result<(), Exit> {
     err(&format!("{text}\n"));
     let force = run.options.force;
     let is_refused = run.command == Command::ApplyAl && !force;

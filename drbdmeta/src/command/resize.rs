@@ -51,7 +51,7 @@ pub(super) fn move_here(o: &mut Opened<'_>, sb: &Superblock, old: &Layout) -> Re
         if dry_run {
             return Ok(());
         }
-        replace_file(&journal, &j.to_bytes()).map_err(|e| IoError {
+        replace_file(&journal, &[&j.header(), &j.content]).map_err(|e| IoError {
             op: drbdmeta::io::IoOp::Write,
             at: j.start,
             len: j.content.len(),

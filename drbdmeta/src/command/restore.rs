@@ -14,6 +14,7 @@ use drbdmeta::units::{ByteOffset, Gi, SectorCount};
 
 use super::args::Invocation;
 use super::open::{Found, Opened};
+use super::store::Store;
 use super::talk::{err, is_confirmed, out};
 use super::{Exit, backup, existing};
 
@@ -69,9 +70,10 @@ pub(super) fn restore(o: &mut Opened<'_>) -> Result<(), Exit> {
     }
     let region = Region::new(&layout, sb.la_size);
     let has_old = o.read_block(layout.superblock)?.iter().any(|b| *b != 0);
-    let mut fill = |io: &mut dyn MetaIo, _: &Layout| write_bitmap(io, &region, &mut dump);
-    ops::create(&mut o.io, &layout, &sb, has_old, &mut fill)
-        .map_err(|e| Exit::failure(format!("{}\nWriting failed", super::store::describe(&e))))?;
+    let fill = |io: &mut Store, _: &Layout| write_bitmap(io, &region, &mut dump);
+    ops::create(&mut o.io, &layout, &sb, has_old, fill).map_err(|e: IoError| {
+        Exit::failure(format!("{}\nWriting failed", super::store::describe(&e)))
+    })?;
     o.update_note(&sb);
     out("Successfully restored meta data\n");
     Ok(())

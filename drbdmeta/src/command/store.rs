@@ -148,8 +148,7 @@ pub(super) fn describe(error: &IoError) -> String {
             _ => format!("confused in pwrite: expected to write {len} bytes at {at}"),
         };
     }
-    let text = std::io::Error::from_raw_os_error(error.errno).to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
+    let text = super::system(&std::io::Error::from_raw_os_error(error.errno));
     match error.op {
         IoOp::Read => format!("pread(...,{len},{at}) failed: {text}"),
         IoOp::Write => format!("pwrite(...,{len},{at}) failed: {text}"),

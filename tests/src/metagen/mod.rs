@@ -176,3 +176,69 @@ impl Random {
         if end == 0 { 0 } else { self.next() % end }
     }
 }
+
+/// A loop device; it goes away with this value.
+#[derive(Debug)]
+pub struct Loop {
+    /// Its path.
+    pub name: String,
+}
+
+impl Loop {
+    /// A loop device above this file.
+    ///
+    /// # Errors
+    /// No root, or no loop devices.
+    pub fn new(file: &Path) -> Result<Self> {
+        let output = Command::new("losetup").args(["-f", "--show"]).arg(file).output()?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "losetup: {told}");
+        Ok(Self { name: String::from_utf8(output.stdout)?.trim().to_string() })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.name]).status();
+    }
+}
+
+/// Something that create-md must notice at the start of a device: its name, and what lies where.
+pub fn foreign_data(random: &mut Random) -> (&'static str, Vec<(u64, Vec<u8>)>) {
+    // Sometimes larger than the device, sometimes zero.
+    let blocks = random.below(24_000);
+    let word = |n: u64| n.to_le_bytes()[..4].to_vec();
+    let long = |n: u64| n.to_le_bytes().to_vec();
+    match random.below(8) {
+        0 => ("swap", vec![(4086, b"SWAPSPACE2".to_vec())]),
+        1 => ("ext2", vec![(0x404, word(blocks)), (0x438, vec![0x53, 0xEF])]),
+        2 => (
+            "ext3",
+            vec![
+                (0x404, word(blocks / 4)),
+                (0x418, word(random.below(4))),
+                (0x438, vec![0x53, 0xEF]),
+                (0x45C, vec![4]),
+            ],
+        ),
+        3 => (
+            "xfs",
+            vec![
+                (0, b"XFSB".to_vec()),
+                (4, 512u32.to_be_bytes().to_vec()),
+                (8, blocks.to_be_bytes().to_vec()),
+            ],
+        ),
+        4 => ("jfs", vec![(0x8000, b"JFS1".to_vec()), (0x8008, long(blocks)), (0x8018, word(512))]),
+        5 => (
+            "reiser",
+            vec![
+                (0x1_0000, word(blocks / 8)),
+                (0x1_002C, vec![0, 16]),
+                (0x1_0034, b"ReIsEr2Fs".to_vec()),
+            ],
+        ),
+        6 => ("LVM2", vec![(0x218, b"LVM2 001".to_vec())]),
+        _ => ("noise", vec![(random.below(60_000), long(random.next()))]),
+    }
+}
