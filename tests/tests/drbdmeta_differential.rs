@@ -18,11 +18,10 @@ use drbdmeta::al::AlRing;
 use drbdmeta::layout::{Layout, Placement};
 use drbdmeta::superblock::{Flags, Magic, Superblock};
 use drbdmeta::units::{AlExtentNr, ByteLen, SectorCount};
-use drbdrs_tests::metagen::{Loop, Random, Recorded, foreign_data, run};
+use drbdrs_tests::metagen::{Loop, Random, Recorded, blocks, foreign_data, run};
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::program;
 use libtest_mimic::{Arguments, Failed};
-use rustix::fs::{SeekFrom, seek};
 
 const ORIGINAL: &str = "/usr/sbin/drbdmeta";
 const LOOP_CONTROL: &str = "/dev/loop-control";
@@ -152,7 +151,7 @@ fn sequence(ours: &Path, seed: u64, counts: &mut BTreeMap<String, u32>) -> Resul
         let image = folder.path().join(name);
         File::create(&image)?.set_len(size)?;
         let device = if is_file { None } else { Some(Loop::new(&image)?) };
-        let name = device.as_ref().map_or(image.display().to_string(), |l| l.name.clone());
+        let name = device.as_ref().map_or_else(|| image.display().to_string(), |l| l.name.clone());
         Ok(Side { program: program.to_path_buf(), var_lib, image, device: name, _loop: device })
     };
     let var_lib = folder.path().join("var").display().to_string();
@@ -433,28 +432,6 @@ impl Bench {
         }
         Ok(())
     }
-}
-
-/// Blocks that are not zero, by number.
-type Blocks = BTreeMap<u64, Vec<u8>>;
-
-fn blocks(path: &Path) -> Result<Blocks> {
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
-    let (mut found, mut at) = (Blocks::new(), 0);
-    while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
-        let end = seek(&file, SeekFrom::Hole(data))?;
-        at = data / 4096 * 4096;
-        while at < end {
-            let mut block = vec![0; usize::try_from((len - at).min(4096))?];
-            file.read_exact_at(&mut block, at)?;
-            if block.iter().any(|b| *b != 0) {
-                found.insert(at / 4096, block);
-            }
-            at += 4096;
-        }
-    }
-    Ok(found)
 }
 
 /// Makes `to` equal to `from`. (Both tools use direct I/O: nothing is cached above the files.)

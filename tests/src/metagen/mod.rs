@@ -1,11 +1,13 @@
 //! Devices with meta-data for tests: recorded ones, and ones made at random.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use rustix::fs::{SeekFrom, seek};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -241,4 +243,30 @@ pub fn foreign_data(random: &mut Random) -> (&'static str, Vec<(u64, Vec<u8>)>) 
         6 => ("LVM2", vec![(0x218, b"LVM2 001".to_vec())]),
         _ => ("noise", vec![(random.below(60_000), long(random.next()))]),
     }
+}
+
+/// Blocks that are not zero, by number.
+pub type Blocks = BTreeMap<u64, Vec<u8>>;
+
+/// Reads a file without its holes.
+///
+/// # Errors
+/// It can not be read.
+pub fn blocks(path: &Path) -> Result<Blocks> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let (mut found, mut at) = (Blocks::new(), 0);
+    while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
+        let end = seek(&file, SeekFrom::Hole(data))?;
+        at = data / 4096 * 4096;
+        while at < end {
+            let mut block = vec![0; usize::try_from((len - at).min(4096))?];
+            file.read_exact_at(&mut block, at)?;
+            if block.iter().any(|b| *b != 0) {
+                found.insert(at / 4096, block);
+            }
+            at += 4096;
+        }
+    }
+    Ok(found)
 }
