@@ -8,6 +8,8 @@
 //! ```
 
 pub mod buf;
+pub mod disk;
+pub mod fault;
 pub mod helpers;
 pub mod io;
 pub mod ring;
