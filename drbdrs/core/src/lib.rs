@@ -16,6 +16,7 @@ pub mod config;
 pub mod event;
 pub mod generation;
 pub mod ids;
+pub mod interval;
 pub mod link;
 pub mod log_line;
 pub mod peer_write;

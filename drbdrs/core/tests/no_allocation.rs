@@ -1,4 +1,4 @@
-//! The paths of every write allocate nothing once the tables have their size.
+//! The paths of every write allocate nothing, or next to nothing, once the tables have their size.
 //!
 //! One counting allocator for the whole program; only what the measuring thread does is counted.
 
@@ -8,7 +8,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use drbd_core::al::{ActivityLog, GetResult};
-use drbd_types::AlExtentNr;
+use drbd_core::interval::Intervals;
+use drbd_types::{AlExtentNr, Sector, SectorCount, SectorRange};
 use drbdmeta::layout::{AlGeometry, Placement};
 use drbdmeta::units::ByteLen;
 
@@ -73,4 +74,26 @@ fn activity_log() {
         }
     });
     assert_eq!(count, 0);
+}
+
+/// The sorted set splits and joins its nodes now and then, but most writes cause nothing.
+#[test]
+fn writes_in_progress_cause_less_than_one_in_ten() {
+    let write = |n: u64| {
+        let place = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        SectorRange::new(Sector(place), SectorCount(8)).expect("small numbers")
+    };
+    for depth in [1, 8, 32, 128, 1024] {
+        let mut intervals = Intervals::new();
+        let count = allocations(|| {
+            for n in 0..10_000 {
+                assert!(intervals.insert(write(n), n));
+                assert_eq!(intervals.overlapping(write(n)).count(), 1);
+                if n >= depth {
+                    assert!(intervals.remove(write(n - depth), n - depth));
+                }
+            }
+        });
+        assert!(count < 1000, "depth {depth}: {count} for 10000 writes");
+    }
 }
