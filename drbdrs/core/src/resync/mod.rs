@@ -7,5 +7,6 @@
 pub(crate) mod chance;
 pub mod controller;
 pub mod dependency;
+pub mod extents;
 pub mod progress;
 pub mod throttle;
