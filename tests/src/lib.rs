@@ -7,9 +7,11 @@
 pub mod confcase;
 pub mod confgen;
 pub mod guest;
+pub mod kernel_node;
 pub mod metagen;
 pub mod need;
 pub mod proxy;
+pub mod scripted_peer;
 pub mod statuscase;
 pub mod wirecase;
 

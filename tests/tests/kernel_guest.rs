@@ -5,16 +5,25 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use drbd_types::Dstate;
+use drbd_wire::Algorithm;
+use drbd_wire::packet::ProtocolParams;
 use drbdrs_tests::guest::{Config, Disk, Guest, HOST, Pair};
+use drbdrs_tests::kernel_node::KernelNode;
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::program;
+use drbdrs_tests::scripted_peer::replica::{Counts, Replica};
+use drbdrs_tests::scripted_peer::{ScriptedPeer, offer};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
     let args = Arguments::from_args();
     let tests = vec![
         test("disks_survive_a_power_cut_and_programs_run_in_a_guest", harness),
+        test("scripted_secondary_replicates_in_every_version", versions),
+        test("scripted_secondary_speaks_protocols_a_and_b_with_digests", protocols),
+        test("authentication_with_right_and_wrong_secrets", authentication),
         test("two_guests_share_a_wire_and_replicate", pair),
     ];
     libtest_mimic::run(&args, tests).exit();
@@ -139,5 +148,146 @@ fn pair() -> Result<()> {
     guests[0].wait_for("[ $(drbdadm cstate r0) = WFConnection ]", long)?;
     guests[1].set_link(true)?;
     guests[0].wait_for("[ $(drbdadm cstate r0) = Connected ]", long)?;
+    Ok(())
+}
+
+const LONG: Duration = Duration::from_secs(60);
+/// All that differ from the one before.
+const VERSIONS: [u32; 13] = [86, 87, 88, 89, 90, 91, 94, 95, 96, 97, 99, 100, 101];
+const WRITE: &str = "dd if=/dev/urandom of=/dev/drbd0 oflag=direct";
+
+/// Runs a script in the guest while the replica does its part.
+fn run(
+    node: &KernelNode,
+    peer: &mut ScriptedPeer,
+    replica: &mut Replica,
+    script: &str,
+) -> Result<()> {
+    let mut job = node.guest.spawn(script)?;
+    replica.play(peer, LONG, |_| job.is_done())?;
+    let output = job.wait(LONG)?;
+    ensure!(output.status == 0, "exit status {} of {script}: {}", output.status, output.out);
+    Ok(())
+}
+
+/// A new resource and a new replica, connected with this offer; the kernel becomes Primary by
+/// force and syncs the replica.
+fn synced(
+    node: &KernelNode,
+    max: u32,
+    settings: ProtocolParams,
+) -> Result<(ScriptedPeer, Replica)> {
+    node.create()?;
+    let mut peer = node.connect()?;
+    peer.features(offer(max))?;
+    let mut replica = Replica::new();
+    replica.settings = settings;
+    replica.join(&mut peer)?;
+    run(node, &mut peer, &mut replica, "drbdadm primary --force r0")?;
+    sync(&mut peer, &mut replica)?;
+    Ok((peer, replica))
+}
+
+fn sync(peer: &mut ScriptedPeer, replica: &mut Replica) -> Result<()> {
+    replica.play(peer, LONG, |r| Ok(r.state.disk == Dstate::UpToDate))
+}
+
+/// The replica and the kernel's disk become equal, and the kernel says so.
+fn check(node: &KernelNode, peer: &mut ScriptedPeer, replica: &mut Replica) -> Result<()> {
+    let script = "for i in $(seq 50); do grep -q 'cs:Connected.*ds:UpToDate/UpToDate' /proc/drbd \
+                  && grep -q ' oos:0$' /proc/drbd && exit; sleep 0.1; done; cat /proc/drbd; exit 1";
+    run(node, peer, replica, script)?;
+    // With protocol A the last write may still be on its way.
+    let end = Instant::now() + LONG;
+    replica.play(peer, LONG, |r| match node.compare(&r.disk) {
+        Err(e) if Instant::now() > end => Err(e),
+        other => Ok(other.is_ok()),
+    })
+}
+
+fn versions() -> Result<()> {
+    let node = KernelNode::boot(4 << 20)?;
+    node.configure("protocol C;", "")?;
+    let (mut peer, mut replica) = synced(&node, VERSIONS[0], Replica::new().settings)?;
+    ensure!(replica.counts.resync_bytes == replica.disk.len() as u64, "a full sync");
+    for version in VERSIONS {
+        if version != VERSIONS[0] {
+            // Changes that the replica misses, then a resync by bitmap.
+            drop(peer);
+            node.wait_cstate("WFConnection", LONG)?;
+            node.guest.ok(&format!("{WRITE} bs=64k count=1 seek=7"))?;
+            peer = node.connect()?;
+            peer.features(offer(version))?;
+            replica.counts = Counts::default();
+            replica.join(&mut peer)?;
+            sync(&mut peer, &mut replica)?;
+            let resynced = replica.counts.resync_bytes;
+            ensure!((65_536..1 << 20).contains(&resynced), "{version}: {resynced} bytes");
+        }
+        ensure!(peer.version() == version, "{} instead of {version}", peer.version());
+        let seek = version - 80;
+        let script = format!("{WRITE} bs=4k count=3 seek={seek} && {WRITE} bs=200k count=2 seek=1");
+        run(&node, &mut peer, &mut replica, &script)?;
+        if version >= 95 {
+            // Below, a discard crashes the kernel. Spec: wire-protocol.md §16.
+            let script = "/sbin/blkdiscard -o 262144 -l 65536 /dev/drbd0 && \
+                          /sbin/blkdiscard -z -o 393216 -l 65536 /dev/drbd0";
+            run(&node, &mut peer, &mut replica, script)?;
+        }
+        check(&node, &mut peer, &mut replica).with_context(|| format!("version {version}"))?;
+        let counts = replica.counts;
+        println!("version {version}: {counts:?}");
+        ensure!(counts.writes >= 5 && counts.barriers > 0, "{counts:?}");
+        ensure!(version < 95 || counts.trims > 0, "{counts:?}");
+    }
+    Ok(())
+}
+
+fn protocols() -> Result<()> {
+    let node = KernelNode::boot(4 << 20)?;
+    for (letter, protocol, algorithm) in [("A", 1, "crc32c"), ("B", 2, "sha1"), ("C", 3, "md5")] {
+        node.configure(&format!("protocol {letter}; data-integrity-alg {algorithm};"), "")?;
+        let mut settings = Replica::new().settings;
+        settings.protocol = protocol;
+        settings.integrity_alg = algorithm.to_owned();
+        let (mut peer, mut replica) = synced(&node, 101, settings)?;
+        let script = format!("{WRITE} bs=4k count=9 && {WRITE} bs=1M count=1 conv=fsync seek=1");
+        run(&node, &mut peer, &mut replica, &script)?;
+        check(&node, &mut peer, &mut replica).with_context(|| format!("protocol {letter}"))?;
+        println!("protocol {letter}, {algorithm}: {:?}", replica.counts);
+        run(&node, &mut peer, &mut replica, "drbdadm secondary r0")?;
+        // An orderly disconnect: it asks first, then both connections end.
+        let job = node.guest.spawn("drbdadm down r0")?;
+        let ended = replica.play(&mut peer, LONG, |_| Ok(false));
+        ensure!(ended.is_err_and(|e| e.to_string().contains("closed by the other side")));
+        ensure!(job.wait(LONG)?.status == 0);
+    }
+    Ok(())
+}
+
+fn authentication() -> Result<()> {
+    let node = KernelNode::boot(4 << 20)?;
+    let algorithms = [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512];
+    for (max, algorithm) in [86, 95, 100, 101].into_iter().zip(algorithms) {
+        let name = algorithm.name();
+        node.configure(&format!("cram-hmac-alg {name}; shared-secret \"Zebra 1\";"), "")?;
+        node.create()?;
+        let mut peer = node.connect()?;
+        peer.features(offer(max))?;
+        peer.authenticate(algorithm, b"Zebra 1")?;
+        let mut replica = Replica::new();
+        replica.join(&mut peer)?;
+        replica.play(&mut peer, LONG, |r| Ok(r.peer_state.is_some()))?;
+        node.wait_cstate("Connected", LONG)?;
+        drop(peer);
+        node.wait_cstate("WFConnection", LONG)?;
+        let mut peer = node.connect()?;
+        peer.features(offer(max))?;
+        let refused = peer.authenticate(algorithm, b"Zebra 2");
+        ensure!(refused.is_err(), "{name}: a wrong secret");
+        node.wait_cstate("StandAlone", LONG)?;
+        ensure!(node.guest.take_log()?.contains("Authentication of peer failed"));
+        node.guest.ok("drbdadm down r0")?;
+    }
     Ok(())
 }

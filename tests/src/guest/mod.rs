@@ -31,6 +31,8 @@
 //!   them. Between tests and guest a [`crate::proxy::Proxy`] can delay, hold and cut.
 //! * [`Guest::set_link`] pulls the cable of `eth1`; [`Guest::freeze`] stops the whole machine.
 //! * `drbdadm` is the front end of version 9, which hands over to `/lib/drbd/drbdadm-84`.
+//! * The shell prefers its own applets: programs that exist beside them (`/sbin/blkdiscard`,
+//!   `/sbin/mke2fs`) need their full path.
 //! * Programs built on the host run in the guest (same Debian release): [`Guest::put_program`].
 //! * Several guests can run at once; each dies, by its process id, with its [`Guest`].
 
