@@ -19,41 +19,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use drbd_core::action::{DiskOp, MetaOp};
 use drbd_core::event::{Event, IoFailure, MetaAnswer};
-use drbd_core::ids::{BufId, IoId};
+use drbd_core::ids::IoId;
 use drbd_core::slab::{Key, Slab};
 use drbd_types::{Tick, VolumeNr};
-use drbd_wire::Algorithm;
 
 use self::job::{Job, Part, Step, Which};
 use self::plan::Abilities;
-use super::buf::Pool;
-use super::fault::{Area, Faults, Kind, Verdict};
-use super::io::{self, Backend, Fd, Op, Tag};
+use super::Env;
+use super::fault::{Area, Kind, Verdict};
+use super::io::{self, Fd, Op, Tag};
 
 pub use self::open::{Device, DiskPaths, OpenDisk, OpenError};
 
-/// Length of the shared buffer of zeroes, and of what a fill writes at once.
-pub const ZEROES_LEN: usize = 65_536;
 /// Most that is punched or zeroed with one call, bytes: a call that takes seconds delays others.
 const ALLOCATE_MAX: u64 = 1 << 30;
-
-/// What a disk works with; borrowed from the plane for each call.
-pub struct Env<'a> {
-    /// The kernel.
-    pub io: &'a mut dyn Backend,
-    /// Memory.
-    pub pool: &'a mut Pool,
-    /// Fault points.
-    pub faults: &'a mut Faults,
-    /// [`ZEROES_LEN`] zero bytes.
-    pub zeroes: BufId,
-    /// For `csums-alg` and `verify-alg`.
-    pub digests: [Option<Algorithm>; 2],
-    /// Now.
-    pub now: Tick,
-    /// For the engine.
-    pub events: &'a mut Vec<Event>,
-}
 
 /// Where a helper thread leaves its answer.
 type Slot<T> = Arc<Mutex<Option<T>>>;
@@ -184,7 +163,7 @@ impl Disk {
             }
             MetaOp::Fill { at, blocks, value } => {
                 let len = u64::from(blocks) * 4096;
-                let own = u32::try_from(len.min(ZEROES_LEN as u64)).unwrap_or(4096);
+                let own = u32::try_from(len.min(super::ZEROES_LEN as u64)).unwrap_or(4096);
                 job.steps.push_all(&[
                     Step::Own { len: own, fill: Some(value) },
                     Step::Repeat { at: at.0, len },

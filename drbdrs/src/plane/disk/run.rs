@@ -8,9 +8,10 @@ use drbd_core::slab::Key;
 use super::super::buf::Zone;
 use super::super::fault::{Area, Verdict};
 use super::super::io::{Allocate, Op};
+use super::super::{Env, ZEROES_LEN};
 use super::job::{Job, Lock, Part, Step, Wanted, Which};
 use super::plan;
-use super::{ALLOCATE_MAX, Disk, Entry, Env, ZEROES_LEN, is_zero};
+use super::{ALLOCATE_MAX, Disk, Entry, is_zero};
 
 /// What became of a step.
 enum Next {

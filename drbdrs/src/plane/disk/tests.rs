@@ -12,10 +12,15 @@ use drbd_types::{ByteOffset, Sector, SectorCount, SectorRange};
 use drbdmeta::layout::Placement;
 use proptest::prelude::*;
 
+use super::super::ZEROES_LEN;
+use super::super::buf::Pool;
 use super::super::buf::{PoolSize, Zone};
+use super::super::fault::Faults;
 use super::super::fault::{Effect, Rule};
-use super::super::io::{Choice, backend};
+use super::super::io::{Backend, Choice, backend};
 use super::*;
+use drbd_core::ids::BufId;
+use drbd_wire::Algorithm;
 
 /// A disk with everything that it needs.
 struct Rig {

@@ -1,0 +1,277 @@
+//! The sending half of a socket: a queue of packets, and one send at a time that takes as many of
+//! them as fit.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use drbd_core::action::SendData;
+use drbd_core::event::Event;
+use drbd_core::ids::{BufId, SendToken};
+use drbd_wire::{Context, Packet};
+
+use super::super::buf::{Reading, Zone};
+use super::super::io::{Fd, Op, OpKey, SEND_PARTS, Tag};
+use super::super::{Env, ZEROES_LEN};
+
+/// Bytes of heads in one send.
+const HEADS_MAX: usize = 32 << 10;
+
+/// A packet that is not completely sent.
+#[derive(Debug)]
+struct Item {
+    /// Bytes of its head, the next ones in `Tx::heads`.
+    head: usize,
+    data: Data,
+    token: Option<SendToken>,
+}
+
+/// What follows a head. A buffer is kept by a reference of our own.
+#[derive(Clone, Copy, Debug)]
+enum Data {
+    None,
+    Buf(BufId),
+    Zeroes(usize),
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub(super) struct Tx {
+    heads: VecDeque<u8>,
+    items: VecDeque<Item>,
+    /// Bytes of the first item that are sent.
+    sent: usize,
+    waiting: usize,
+    moved: u64,
+    /// Where the heads of the send in flight are.
+    chunk: Option<BufId>,
+    is_sending: bool,
+    /// For reuse.
+    parts: Vec<Reading>,
+    encoded: Vec<u8>,
+    /// The transport took less than it was given.
+    is_full: bool,
+}
+
+impl Tx {
+    /// Bytes that wait here.
+    pub(super) const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Bytes that the transport has taken.
+    pub(super) const fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// The transport has taken less than it was given last time.
+    pub(super) const fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Counts from here on.
+    pub(super) const fn start_count(&mut self) {
+        self.moved = 0;
+    }
+
+    /// Appends a packet.
+    pub(super) fn push(
+        &mut self,
+        env: &mut Env<'_>,
+        context: &Context,
+        volume: u16,
+        packet: &mut Packet,
+        data: Option<SendData>,
+        token: Option<SendToken>,
+    ) {
+        let data = match data {
+            None => Data::None,
+            Some(SendData::Buf(buf)) => {
+                env.pool.retain(buf);
+                Data::Buf(buf)
+            }
+            Some(SendData::Zeroes(len)) => Data::Zeroes(usize::try_from(len.0).unwrap_or(0)),
+        };
+        attach_digest(env, context, packet, data);
+        let data_len = len_of(env, data);
+        self.encoded.clear();
+        drbd_wire::encode(context, volume, packet, data_len, &mut self.encoded);
+        self.heads.extend(&self.encoded);
+        self.waiting += self.encoded.len() + data_len;
+        self.items.push_back(Item { head: self.encoded.len(), data, token });
+    }
+
+    /// Hands as much as possible to the kernel, unless it is busy or there is no memory.
+    pub(super) fn flush(&mut self, env: &mut Env<'_>, socket: &Fd, tag: Tag) -> Option<OpKey> {
+        if self.is_sending || self.items.is_empty() {
+            return None;
+        }
+        let from = self.plan(env)?;
+        self.is_sending = true;
+        Some(env.io.submit(tag, Op::Send { socket: Fd::clone(socket), from }))
+    }
+
+    /// What the next send consists of: heads are copied side by side, data is lent.
+    fn plan(&mut self, env: &mut Env<'_>) -> Option<Vec<Reading>> {
+        let chunk = env.pool.alloc(Zone::Net, self.heads.len().min(HEADS_MAX))?;
+        self.chunk = Some(chunk);
+        let room = env.pool.len(chunk);
+        copy_front(&self.heads, env.pool.bytes_mut(chunk));
+        let mut parts = std::mem::take(&mut self.parts);
+        let (mut heads, mut skip) = (0..0, self.sent);
+        for item in &self.items {
+            let from_head = skip.min(item.head);
+            skip -= from_head;
+            // Sent bytes of the first head are no longer in `heads`.
+            let head = item.head - from_head;
+            let take = head.min(room - heads.end);
+            heads.end += take;
+            if take < head {
+                break;
+            }
+            let len = len_of(env, item.data);
+            if skip < len {
+                // The heads before it, the data, and one place for the heads behind it.
+                if parts.len() + 3 > SEND_PARTS {
+                    break;
+                }
+                lend_heads(env, chunk, &mut heads, &mut parts);
+                if !lend_data(env, item.data, skip..len, &mut parts) {
+                    break;
+                }
+            }
+            skip = 0;
+        }
+        lend_heads(env, chunk, &mut heads, &mut parts);
+        Some(parts)
+    }
+
+    /// A send has ended. Reports the tokens of what is completely sent.
+    ///
+    /// # Errors
+    /// The errno of the send.
+    pub(super) fn done(
+        &mut self,
+        env: &mut Env<'_>,
+        mut from: Vec<Reading>,
+        result: Result<u32, i32>,
+    ) -> Result<(), i32> {
+        self.is_sending = false;
+        let given: usize = from.iter().map(Reading::len).sum();
+        from.drain(..).for_each(|lease| env.pool.take_back(lease));
+        self.parts = from;
+        if let Some(chunk) = self.chunk.take() {
+            env.pool.release(chunk);
+        }
+        let done = match result {
+            Ok(done) => done as usize,
+            Err(libc::EAGAIN | libc::EINTR) => 0,
+            Err(errno) => return Err(errno),
+        };
+        self.is_full = done < given;
+        self.moved += done as u64;
+        self.waiting -= done.min(self.waiting);
+        self.advance(env, done);
+        Ok(())
+    }
+
+    fn advance(&mut self, env: &mut Env<'_>, mut done: usize) {
+        while let Some(item) = self.items.front() {
+            let total = item.head + len_of(env, item.data);
+            let step = done.min(total - self.sent);
+            let head_left = item.head.saturating_sub(self.sent);
+            self.heads.drain(..step.min(head_left));
+            self.sent += step;
+            done -= step;
+            if self.sent < total {
+                return;
+            }
+            self.sent = 0;
+            if let Some(item) = self.items.pop_front() {
+                if let Data::Buf(buf) = item.data {
+                    env.pool.release(buf);
+                }
+                if let Some(token) = item.token {
+                    env.events.push(Event::Sent { token });
+                }
+            }
+        }
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn drop_all(&mut self, env: &mut Env<'_>) {
+        for item in self.items.drain(..) {
+            if let Data::Buf(buf) = item.data {
+                env.pool.release(buf);
+            }
+        }
+        if let Some(chunk) = self.chunk.take() {
+            env.pool.release(chunk);
+        }
+        self.heads.clear();
+        self.waiting = 0;
+    }
+}
+
+/// The first bytes, as many as fit.
+fn copy_front(from: &VecDeque<u8>, to: &mut [u8]) {
+    let (first, second) = from.as_slices();
+    let one = first.len().min(to.len());
+    to[..one].copy_from_slice(&first[..one]);
+    let two = second.len().min(to.len() - one);
+    to[one..one + two].copy_from_slice(&second[..two]);
+}
+
+fn lend_heads(env: &mut Env<'_>, chunk: BufId, heads: &mut Range<usize>, parts: &mut Vec<Reading>) {
+    if heads.start < heads.end {
+        parts.push(env.pool.lend(chunk, heads.clone()));
+        heads.start = heads.end;
+    }
+}
+
+/// False: not all of it found a place.
+fn lend_data(env: &mut Env<'_>, data: Data, range: Range<usize>, parts: &mut Vec<Reading>) -> bool {
+    match data {
+        Data::None => true,
+        Data::Buf(buf) => {
+            parts.push(env.pool.lend(buf, range));
+            true
+        }
+        Data::Zeroes(_) => {
+            let mut left = range.len();
+            while left > 0 {
+                if parts.len() + 2 > SEND_PARTS {
+                    return false;
+                }
+                let now = left.min(ZEROES_LEN);
+                parts.push(env.pool.lend(env.zeroes, 0..now));
+                left -= now;
+            }
+            true
+        }
+    }
+}
+
+fn len_of(env: &Env<'_>, data: Data) -> usize {
+    match data {
+        Data::None => 0,
+        Data::Buf(buf) => env.pool.len(buf),
+        Data::Zeroes(len) => len,
+    }
+}
+
+/// The digest that the connection wants. Spec: wire-protocol.md §11.2.
+fn attach_digest(env: &Env<'_>, context: &Context, packet: &mut Packet, data: Data) {
+    let (
+        Some(algorithm),
+        Packet::Data(_, digest) | Packet::DataReply(_, digest) | Packet::RsDataReply(_, digest),
+    ) = (context.integrity, packet)
+    else {
+        return;
+    };
+    *digest = match data {
+        Data::None => algorithm.digest(&[]),
+        Data::Buf(buf) => algorithm.digest(env.pool.bytes(buf)),
+        // Rare, and of at most a few sizes: not worth a second way to compute digests.
+        Data::Zeroes(len) => algorithm.digest(&vec![0; len]),
+    };
+}
