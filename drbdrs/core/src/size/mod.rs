@@ -94,11 +94,13 @@ pub fn new_size(q: &Quantities, peer: Peer) -> (SectorCount, Lines) {
         p_size = max;
     }
     let known = |size: SectorCount| (size.0 != 0).then_some(size);
-    let offered = known(max).into_iter().chain(known(p_size)).min();
     let size = match (known(max), known(p_size), known(la_size)) {
         (Some(max), Some(p_size), _) => max.min(p_size),
-        (_, _, Some(la_size)) => offered.map_or(la_size, |limit| la_size.min(limit)),
-        (_, _, None) => offered.unwrap_or_default(),
+        (Some(limit), None, Some(la_size)) | (None, Some(limit), Some(la_size)) => {
+            la_size.min(limit)
+        }
+        (Some(size), None, None) | (None, Some(size), None) | (None, None, Some(size)) => size,
+        (None, None, None) => SectorCount(0),
     };
     if size.0 == 0 {
         lines.push((Severity::Error, "Both nodes diskless!".into()));

@@ -211,6 +211,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_primary_lacks() {
+        let primary =
+            Fields { role: Role::Primary, ..fields(Cstate::WFConnection, UpToDate, DUnknown) };
+        assert!(!lacks_data(&primary) && peer_needs_fencing(&primary));
+        let bad = Fields { disk: Consistent, ..primary };
+        assert!(lacks_data(&bad) && !lacks_data(&Fields { role: Role::Secondary, ..bad }));
+        assert!(lacks_data(&Fields { pdsk: Consistent, ..bad }));
+        assert!(!lacks_data(&Fields { pdsk: UpToDate, ..bad }));
+        for f in [
+            Fields { role: Role::Secondary, ..primary },
+            Fields { conn: Cstate::Connected, ..primary },
+            Fields { pdsk: Outdated, ..primary },
+        ] {
+            assert!(!peer_needs_fencing(&f), "{f:?}");
+        }
+    }
+
+    #[test]
+    fn unconfigured_means_all_three() {
+        assert!(is_unconfigured(&Fields::NEW));
+        for f in [
+            Fields { conn: Cstate::Unconnected, ..Fields::NEW },
+            Fields { disk: Attaching, ..Fields::NEW },
+            Fields { role: Role::Primary, ..Fields::NEW },
+        ] {
+            assert!(!is_unconfigured(&f), "{f:?}");
+        }
+        let configured = Fencing::ResourceOnly;
+        assert_eq!(fencing_in_force(Inconsistent, configured), configured);
+        assert_eq!(fencing_in_force(Negotiating, configured), Fencing::DontCare);
+    }
+
+    #[test]
     fn requests_wait_while_anything_is_unclear() {
         let good = fields(Cstate::Connected, UpToDate, UpToDate);
         assert!(accepts_io(&good, 101, false) && !accepts_io(&good, 101, true));

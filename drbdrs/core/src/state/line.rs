@@ -275,6 +275,18 @@ mod tests {
             connection_change((WFConnection, WFConnection), &[(old, worse), (old, outdated)]);
         assert_eq!(lines.volumes, [None, None]);
         assert_eq!(lines.connection.as_deref(), Some("pdsk( DUnknown -> Outdated ) "));
+        let up = fields(Secondary, Secondary, Connected, UpToDate, UpToDate);
+        let low = fields(Secondary, Unknown, TearDown, Outdated, DUnknown);
+        let high = fields(Primary, Primary, WFReportParams, UpToDate, UpToDate);
+        let lines = connection_change((WFReportParams, TearDown), &[(up, high), (up, low)]);
+        let swapped = connection_change((WFReportParams, TearDown), &[(up, low), (up, high)]);
+        assert_eq!(
+            lines.connection.as_deref(),
+            Some(
+                "role( Secondary -> Primary ) peer( Secondary -> Primary ) conn( Connected -> WFReportParams ) "
+            )
+        );
+        assert_eq!(swapped.connection, lines.connection);
         assert_eq!(highest_role(Secondary, Primary), Primary);
         assert_eq!(highest_role(Unknown, Secondary), Secondary);
     }
