@@ -156,8 +156,6 @@ fn fuzz(target: &str, minutes: u32) -> Result<(), Failure> {
     // libFuzzer's instrumentation flags are unstable; this makes the pinned compiler take them.
     run::command("cargo", &["fuzz", "run", target, "--", &seconds, "-rss_limit_mb=256"])
         .env("RUSTC_BOOTSTRAP", "1")
-        // Freed memory that the sanitizer keeps to find late uses would count against the limit.
-        .env("ASAN_OPTIONS", "quarantine_size_mb=32")
         .run()
 }
 

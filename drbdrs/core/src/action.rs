@@ -192,6 +192,8 @@ pub enum DigestUse {
 pub enum MetaOp {
     /// Open the configured data disk and meta-data device, exclusively.
     Open,
+    /// Look again how large they are; answered like [`Self::Open`].
+    Measure,
     /// Close both. What is still in flight is answered first.
     Close,
     /// Read this many blocks.
@@ -228,6 +230,7 @@ impl core::fmt::Debug for MetaOp {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Open => f.write_str("Open"),
+            Self::Measure => f.write_str("Measure"),
             Self::Close => f.write_str("Close"),
             Self::Read { at, blocks } => write!(f, "Read({}, {blocks} blocks)", at.0),
             Self::Write { at, stable, .. } => write!(f, "Write({}, stable: {stable})", at.0),

@@ -6,7 +6,7 @@ use alloc::string::String;
 
 use drbd_types::{Minor, Sector, SectorCount, VolumeNr};
 
-use crate::config::{DiskConfig, NetConfig};
+use crate::config::{DiskConfig, NetConfig, ResourceConfig};
 
 /// One command for one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub enum Command {
         /// The new part is not resynced.
         assume_clean: bool,
     },
+    /// Options of the resource change.
+    ResourceOptions(ResourceConfig),
     /// Options of the connection change.
     NetOptions(Box<NetConfig>),
     /// Options of a disk change.

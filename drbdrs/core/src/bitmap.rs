@@ -288,6 +288,26 @@ impl Bitmap {
         self.page_bytes(page)
     }
 
+    /// The byte that the whole page consists of on disk, if it is entirely clear or entirely set.
+    #[must_use]
+    pub fn uniform(&self, page: u32) -> Option<u8> {
+        let at = place(page);
+        let count = self.count_of(at);
+        if count == 0 {
+            Some(0)
+        } else if count == BITS_PER_PAGE {
+            Some(0xFF)
+        } else {
+            None
+        }
+    }
+
+    /// The page is being written without a copy, as [`Self::uniform`] says. Otherwise as
+    /// [`Self::take_for_write`].
+    pub fn mark_written(&mut self, page: u32) {
+        self.unmark(place(page));
+    }
+
     /// The write of a taken page failed: it counts as changed in both ways, since the marks that it
     /// had are gone.
     pub fn write_failed(&mut self, page: u32) {

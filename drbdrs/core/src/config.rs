@@ -21,6 +21,27 @@ pub enum Protocol {
     C,
 }
 
+impl Protocol {
+    /// The number on the wire.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+            Self::C => 3,
+        }
+    }
+
+    /// From the number on the wire.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::A),
+            2 => Some(Self::B),
+            3 => Some(Self::C),
+            _ => None,
+        }
+    }
+}
+
 /// What happens to a Primary that loses its peer. Spec: states-and-generations.md §7.1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fencing {
@@ -138,6 +159,10 @@ pub struct NetConfig {
     pub discard_my_data: bool,
     /// `--tentative` of the connect command.
     pub tentative: bool,
+    /// Protocol versions that are offered to the peer; within 86..=101.
+    pub versions: (u32, u32),
+    /// Features that are offered to the peer; within 0..=15.
+    pub features: u32,
 }
 
 impl Default for NetConfig {
@@ -168,6 +193,8 @@ impl Default for NetConfig {
             congestion_extents: 1237,
             discard_my_data: false,
             tentative: false,
+            versions: (86, 101),
+            features: 15,
         }
     }
 }
@@ -182,6 +209,13 @@ impl core::fmt::Debug for Secret {
     }
 }
 
+/// Settings of a resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResourceConfig {
+    /// `on-no-data-accessible`.
+    pub on_no_data: OnNoData,
+}
+
 /// Settings of a volume's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -191,12 +225,12 @@ pub struct DiskConfig {
     pub on_io_error: OnIoError,
     /// `fencing`.
     pub fencing: Fencing,
-    /// `on-no-data-accessible`. A setting of the resource; the same in all volumes.
-    pub on_no_data: OnNoData,
     /// `disk-flushes`.
     pub disk_flushes: bool,
     /// `disk-drain`.
     pub disk_drain: bool,
+    /// `md-flushes`.
+    pub md_flushes: bool,
     /// `al-extents`.
     pub al_extents: u16,
     /// `al-updates`.
@@ -223,9 +257,9 @@ impl Default for DiskConfig {
             size: SectorCount(0),
             on_io_error: OnIoError::Detach,
             fencing: Fencing::DontCare,
-            on_no_data: OnNoData::IoError,
             disk_flushes: true,
             disk_drain: true,
+            md_flushes: true,
             al_extents: 1237,
             al_updates: true,
             read_balancing: ReadBalancing::PreferLocal,

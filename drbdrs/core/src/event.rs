@@ -5,7 +5,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use drbd_types::{ByteLen, SectorCount, SectorRange, VolumeNr};
+use drbd_types::{ByteLen, Failure, SectorCount, SectorRange, VolumeNr};
 use drbd_wire::{Packet, PeerError};
 use drbdmeta::layout::Placement;
 
@@ -246,4 +246,6 @@ pub enum IoFailure {
     Device(i32),
     /// Nobody tried: the device is closed.
     Gone,
+    /// It could not be opened.
+    Open(Failure),
 }

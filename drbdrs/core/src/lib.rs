@@ -1,6 +1,6 @@
 //! The replication engine: a deterministic function from events to actions.
 //!
-//! So far it holds the parts that decide about data generations; the engine itself is to come.
+//! [`engine::Engine`] is the whole; the other modules are its parts, each with its own tests.
 //! Nothing in this crate can name a clock, a socket, a file, a thread or a source of randomness.
 
 #![no_std]
@@ -13,6 +13,7 @@ pub mod admin;
 pub mod al;
 pub mod bitmap;
 pub mod config;
+pub mod engine;
 pub mod event;
 pub mod generation;
 pub mod ids;
@@ -25,3 +26,5 @@ pub mod resync;
 pub mod size;
 pub mod slab;
 pub mod state;
+
+pub use engine::Engine;

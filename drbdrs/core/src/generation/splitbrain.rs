@@ -66,6 +66,65 @@ pub struct Policies {
     pub two: TwoPrimaries,
 }
 
+impl Policies {
+    /// The numbers of P_PROTOCOL, in the order 0pri, 1pri, 2pri. Spec §4.6.1.
+    pub const fn numbers(&self) -> [u32; 3] {
+        let zero = match self.zero {
+            ZeroPrimaries::Disconnect => 0,
+            ZeroPrimaries::DiscardYoungerPrimary => 1,
+            ZeroPrimaries::DiscardOlderPrimary => 2,
+            ZeroPrimaries::DiscardZeroChanges => 3,
+            ZeroPrimaries::DiscardLeastChanges => 4,
+            ZeroPrimaries::DiscardLocal => 5,
+            ZeroPrimaries::DiscardRemote => 6,
+        };
+        let one = match self.one {
+            OnePrimary::Disconnect => 0,
+            OnePrimary::Consensus => 7,
+            OnePrimary::DiscardSecondary => 8,
+            OnePrimary::CallPriLost => 9,
+            OnePrimary::ViolentlyAs0p => 10,
+        };
+        let two = match self.two {
+            TwoPrimaries::Disconnect => 0,
+            TwoPrimaries::CallPriLost => 9,
+            TwoPrimaries::ViolentlyAs0p => 10,
+        };
+        [zero, one, two]
+    }
+
+    /// From the numbers of the peer's P_PROTOCOL, seen from here: its local is our remote.
+    /// `None` for numbers that mean nothing at their place.
+    pub const fn from_peer(numbers: [u32; 3]) -> Option<Self> {
+        let [zero, one, two] = numbers;
+        let zero = match zero {
+            0 => ZeroPrimaries::Disconnect,
+            1 => ZeroPrimaries::DiscardYoungerPrimary,
+            2 => ZeroPrimaries::DiscardOlderPrimary,
+            3 => ZeroPrimaries::DiscardZeroChanges,
+            4 => ZeroPrimaries::DiscardLeastChanges,
+            5 => ZeroPrimaries::DiscardRemote,
+            6 => ZeroPrimaries::DiscardLocal,
+            _ => return None,
+        };
+        let one = match one {
+            0 => OnePrimary::Disconnect,
+            7 => OnePrimary::Consensus,
+            8 => OnePrimary::DiscardSecondary,
+            9 => OnePrimary::CallPriLost,
+            10 => OnePrimary::ViolentlyAs0p,
+            _ => return None,
+        };
+        let two = match two {
+            0 => TwoPrimaries::Disconnect,
+            9 => TwoPrimaries::CallPriLost,
+            10 => TwoPrimaries::ViolentlyAs0p,
+            _ => return None,
+        };
+        Some(Self { zero, one, two })
+    }
+}
+
 /// Who wins a split brain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Winner {

@@ -229,8 +229,8 @@ impl LinkConfig {
             }
         };
         Ok(Self {
-            versions: VERSIONS,
-            features: Features::OURS,
+            versions: net.versions.0..=net.versions.1,
+            features: Features::from_bits_retain(net.features),
             connect_int: Deciseconds(net.connect_int.saturating_mul(10)),
             ping_timeout: net.ping_timeout,
             socket_check_timeout: net.socket_check_timeout,

@@ -133,6 +133,13 @@ impl PeerEpochs {
         }
     }
 
+    /// As [`Self::uncount`], but the epoch stays open until [`Self::finished`] is called for it.
+    pub fn uncount_later(&mut self, id: EpochId) {
+        if let Some(epoch) = self.find(id) {
+            epoch.size = epoch.size.saturating_sub(1);
+        }
+    }
+
     fn find(&mut self, id: EpochId) -> Option<&mut Epoch> {
         self.open.iter_mut().find(|epoch| epoch.id == id)
     }

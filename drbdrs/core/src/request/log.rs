@@ -7,6 +7,8 @@
 
 use alloc::vec::Vec;
 
+use drbd_types::Tick;
+
 use crate::request::Request;
 use crate::slab::{Key, Slab};
 
@@ -124,6 +126,16 @@ impl TransferLog {
         self.entries.is_empty()
     }
 
+    /// Epoch of the oldest mirrored write that is neither acknowledged by a barrier nor lost.
+    pub fn oldest_unacknowledged(&self) -> Option<u32> {
+        self.iter().find(|(_, r)| is_waiting_write(r)).map(|(_, r)| r.epoch)
+    }
+
+    /// When the oldest request was sent that the peer has not answered.
+    pub fn oldest_pending(&self) -> Option<Tick> {
+        self.iter().find(|(_, r)| r.progress.is_pending()).and_then(|(_, r)| r.sent_at)
+    }
+
     /// Number of the epoch that new requests get.
     pub const fn open_epoch(&self) -> u32 {
         self.open_epoch
@@ -201,6 +213,11 @@ pub struct SentEpoch {
 }
 
 impl SentEpoch {
+    /// Was anything sent on this connection?
+    pub const fn is_open(&self) -> bool {
+        self.current.is_some()
+    }
+
     /// A new connection: nothing was sent.
     pub fn forget(&mut self) {
         self.current = None;
@@ -250,6 +267,10 @@ mod tests {
             epoch: 0,
             holds_al: false,
             is_completed: false,
+            is_postponed: false,
+            is_in_tree: false,
+            attempts: 0,
+            since: Tick(0),
             sent_at: None,
         }
     }

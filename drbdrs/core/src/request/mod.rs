@@ -79,6 +79,14 @@ pub struct Request {
     pub holds_al: bool,
     /// The upper layer has its answer.
     pub is_completed: bool,
+    /// Two Primaries wrote the same place, and this write is to be done again after the peer's.
+    pub is_postponed: bool,
+    /// It is entered among the writes in progress, where others wait for it.
+    pub is_in_tree: bool,
+    /// How often it was tried before.
+    pub attempts: u8,
+    /// When it was accepted.
+    pub since: drbd_types::Tick,
     /// When it was given to the transport for the first time on this connection, microseconds.
     pub sent_at: Option<drbd_types::Tick>,
 }

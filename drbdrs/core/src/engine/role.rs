@@ -1,0 +1,138 @@
+//! Promotion and demotion. Spec: states-and-generations.md §9.1.
+
+use drbd_types::{Cstate, Dstate, Refusal, Role, StateWord, VolumeNr};
+
+use crate::log_line::Severity;
+
+use super::change::{Changed, Done, Opt, Wanted, lock, request, settled};
+use super::proc::Cx;
+use super::{Core, fence, meta, timers};
+
+/// Tries of a promotion.
+const TRIES: u32 = 4;
+
+/// The volume becomes Primary or Secondary.
+pub(super) async fn set_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> Changed {
+    if role == Role::Primary {
+        // Finds a dead peer early.
+        cx.with(Core::send_ping);
+    }
+    let (result, forced) = loop {
+        let version = cx.with(|core| core.state_version);
+        let lock = lock(cx, nr).await;
+        let (result, forced) = try_role(cx, nr, role, force).await;
+        lock.release(cx);
+        // While the state is transient the mutex is free for others.
+        if result != Err(Refusal::InTransientState) {
+            break (result, forced);
+        }
+        cx.until(move |core| (core.state_version != version).then_some(())).await;
+    };
+    if result? == Done::Nothing {
+        return Ok(Done::Nothing);
+    }
+    settled(cx).await;
+    if forced {
+        let text = "Forced to consider local data as UpToDate!";
+        cx.with(|core| core.log(Severity::Warn, Some(nr), text));
+    }
+    cx.until(move |core| (!core.has_pending_writes(nr) || core.is_suspended()).then_some(())).await;
+    cx.with(|core| core.follow_role(nr, role, forced));
+    // "Was Primary" and a new generation are stable before the first write.
+    let _ = meta::sync(cx, nr).await;
+    cx.with(|core| {
+        if core.conn.level >= Cstate::WFReportParams && core.conn.is_up {
+            if forced {
+                core.send_uuids(nr, 0);
+            }
+            core.send_current_state(nr);
+        }
+        if let Some(volume) = core.volume_mut(nr) {
+            volume.is_open_for_use = role == Role::Primary;
+        }
+        core.announce_device(nr);
+    });
+    Ok(Done::Changed)
+}
+
+async fn try_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> (Changed, bool) {
+    let mut wanted = Wanted::role(role);
+    let mut forced = false;
+    let mut tries = 0;
+    while tries < TRIES {
+        tries += 1;
+        let result = request(cx, nr, wanted, Opt::QUIET_ATTEMPT).await;
+        let disk = cx.with(|core| core.state(nr).disk);
+        match result {
+            Err(Refusal::FailedByPeer) if wanted.has(StateWord::PDSK) => {
+                wanted = wanted.without(StateWord::PDSK);
+            }
+            Err(Refusal::NoUpToDateDisk)
+                if force && disk >= Dstate::Inconsistent && disk < Dstate::UpToDate =>
+            {
+                wanted = wanted.and_disk(Dstate::UpToDate);
+                forced = true;
+            }
+            Err(Refusal::NoUpToDateDisk)
+                if disk == Dstate::Consistent && !wanted.has(StateWord::PDSK) =>
+            {
+                if fence::fence_peer(cx).await {
+                    wanted = wanted.and_disk(Dstate::UpToDate);
+                }
+            }
+            Err(Refusal::PrimaryNop) if !wanted.has(StateWord::PDSK) => {
+                if !fence::fence_peer(cx).await && force {
+                    let text = "Forced into split brain situation!";
+                    cx.with(|core| core.log(Severity::Warn, Some(nr), text));
+                    wanted = wanted.and_pdsk(Dstate::Outdated);
+                }
+            }
+            Err(Refusal::TwoPrimaries) => {
+                if tries < TRIES {
+                    tries = TRIES - 1;
+                    let wait = cx.with(|core| {
+                        core.conn.net.as_ref().map_or(5, |net| net.ping_timeout.0) + 1
+                    });
+                    timers::sleep(cx, wait).await;
+                } else {
+                    return (result, forced);
+                }
+            }
+            Err(Refusal::InTransientState) => return (result, forced),
+            Err(_) => {
+                // Once more, now logged.
+                let opt = Opt { verbose: true, ..Opt::QUIET_ATTEMPT };
+                let result = request(cx, nr, wanted, opt).await;
+                return (result, forced);
+            }
+            Ok(_) => return (result, forced),
+        }
+    }
+    let opt = Opt { verbose: true, ..Opt::QUIET_ATTEMPT };
+    (request(cx, nr, wanted, opt).await, forced)
+}
+
+impl Core {
+    /// The identifiers follow the new role. Spec §3.3 G1, G2.
+    fn follow_role(&mut self, nr: VolumeNr, role: Role, forced: bool) {
+        if role == Role::Primary {
+            self.conn.discard_my_data = false;
+            let state = self.state(nr);
+            let is_alone = state.conn < Cstate::Connected || state.pdsk <= Dstate::Failed;
+            let is_clean = self.volume(nr).is_some_and(|v| v.slots().bitmap.is_none());
+            if forced {
+                // One new generation, even if losing the peer has just made one (defect D4).
+                if is_clean || !is_alone {
+                    self.new_current_uuid(nr);
+                } else {
+                    self.begin_generation(nr);
+                }
+            } else if is_alone {
+                self.begin_generation(nr);
+            }
+        }
+        self.change_slots(nr, |slots, role| slots.follow_role(role));
+        // Bit 0 is stored with the next write in any case.
+        self.mark_dirty(nr);
+    }
+}

@@ -1,0 +1,17 @@
+//! A world of two nodes in one process: virtual time, disks that forget, a network that breaks.
+//!
+//! The engine, the packet codec and the meta-data codec are the real ones; everything below them is
+//! simulated and driven by one seed, so that the same seed gives the same run.
+//!
+//! Data is simulated by sector: a sector holds a number, 0 for zeroes. Packets travel as encoded
+//! bytes, their data beside them.
+
+#![forbid(unsafe_code)]
+
+pub mod chance;
+pub mod disk;
+pub mod net;
+pub mod node;
+pub mod world;
+
+pub use world::World;
