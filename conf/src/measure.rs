@@ -7,7 +7,8 @@ use crate::options::OptionSpec;
 pub fn of(option: &OptionSpec) -> Option<&'static str> {
     Some(match option.name {
         "resync-rate" | "c-max-rate" | "c-min-rate" => "bytes/second",
-        "size" | "sndbuf-size" | "rcvbuf-size" | "congestion-fill" | "c-fill-target" => "bytes",
+        "size" | "start" | "stop" | "sndbuf-size" | "rcvbuf-size" | "congestion-fill"
+        | "c-fill-target" => "bytes",
         "connect-int" | "ping-int" => "seconds",
         "timeout" | "ping-timeout" | "c-plan-ahead" | "c-delay-target" | "disk-timeout" => {
             "1/10 seconds"

@@ -276,6 +276,13 @@ pub static COMMAND_OPTIONS: &[OptionSpec] = table! {
     Command plain "alternate-peer-address" Address, Backend, "second address of the peer";
     Command plain "set-defaults" Bool { default: false }, Backend, "reset everything that is not named";
     Command plain "clear-bitmap" Bool { default: false }, Backend, "the disks are known to be equal";
+    Command plain "size" number(Sector, 0, 2_199_023_255_552, 0), Backend, "new size; 0: as large as possible";
+    Command plain "assume-peer-has-space" Bool { default: false }, Backend, "do not ask the peer";
+    Command plain "assume-clean" Bool { default: false }, Backend, "the new part needs no resync";
+    Command plain "al-stripes" number(One, 1, 1024, 1), Backend, "stripes of the activity log";
+    Command plain "al-stripe-size-kB" number(Kib, 4, 16_777_216, 32), Backend, "size of a stripe";
+    Command plain "start" number(Sector, 0, 2_199_023_255_552, 0), Backend, "first sector";
+    Command plain "stop" number(Sector, 0, 2_199_023_255_552, 0), Backend, "sector behind the last";
 };
 
 /// Old names that stand for a row of the table, with the value that a bare old name means.

@@ -360,15 +360,30 @@ fn now() -> Instant {
 
 /// Becomes another program that dies with its parent: the body of the helper process.
 ///
+/// A plain name is searched in PATH, then beside this program: freshly built programs find each
+/// other, and an installed drbdsetup needs no second name.
+///
 /// The parent's death is asked for here, between fork and exec of the backend, because doing it in
 /// the forked child of this program would need unsafe code. Returns the exit code on failure.
 pub fn exec_bound(args: &[BString]) -> i32 {
     let Some((program, args)) = args.split_first() else { return 20 };
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    // exec only returns when it failed.
-    let _ = Command::new(OsStr::from_bytes(program))
-        .args(args.iter().map(|a| OsStr::from_bytes(a)))
-        .exec();
+    let become_it = |path: &OsStr| {
+        let args = args.iter().map(|a| OsStr::from_bytes(a));
+        // exec only returns when it failed.
+        Command::new(path).arg0(OsStr::from_bytes(program)).args(args).exec()
+    };
+    let error = become_it(OsStr::from_bytes(program));
+    if error.kind() == std::io::ErrorKind::NotFound && !program.contains(&b'/') {
+        let own = std::env::current_exe().ok();
+        let folder = own.as_deref().and_then(std::path::Path::parent);
+        let second = if program == "drbdsetup-84" { "drbdsetup".into() } else { program.clone() };
+        for name in [program, &second] {
+            if let Some(folder) = folder {
+                let _ = become_it(folder.join(OsStr::from_bytes(name)).as_os_str());
+            }
+        }
+    }
     print::complain("Can not exec");
     20
 }

@@ -2,7 +2,7 @@
 //!
 //! `cli` understands the command line, `command` is the one table of commands, `app` reads and
 //! checks the configuration and chooses resources, `run` carries the command out, `lines` knows
-//! the backend calls, `backend` makes them.
+//! the backend calls, `backend` makes them. `setup` is the other program, drbdsetup.
 //! Spec: config-and-drbdadm.md §7 to §16.
 
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod registry;
 pub mod run;
 pub mod select;
+pub mod setup;
 pub mod sh;
 pub mod stages;
 pub mod usage;

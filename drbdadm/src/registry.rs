@@ -84,3 +84,13 @@ pub fn lookup(argument: &BStr) -> Option<PathBuf> {
     ));
     None
 }
+
+/// Removes the link: what it stood for is gone.
+pub fn unregister(link: &Link) {
+    if let Link::Resource(name) = link
+        && name.contains(&b'/')
+    {
+        return;
+    }
+    let _ = fs::remove_file(link.path());
+}

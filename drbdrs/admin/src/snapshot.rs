@@ -150,6 +150,9 @@ pub struct Volume {
     pub is_al_suspended: bool,
     /// Sectors of the device; 0: not known.
     pub size: u64,
+    /// Device nodes and exports through which it is used.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// The disk, while one is attached.
     #[serde(default)]
     pub backing: Option<Backing>,
@@ -446,6 +449,7 @@ impl Volume {
             is_blocked: false,
             is_al_suspended: false,
             size: 0,
+            devices: Vec::new(),
             backing: None,
             generations: None,
             counters: Counters::default(),

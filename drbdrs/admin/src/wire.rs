@@ -1,6 +1,7 @@
 //! Lines on the socket, and a blocking client.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -91,6 +92,12 @@ impl Client {
         Ok(Self { stream: BufReader::new(stream), line: Vec::new() })
     }
 
+    /// Is nothing read ahead? Then the socket tells when there is more.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.stream.buffer().is_empty()
+    }
+
     /// Sends a request.
     ///
     /// # Errors
@@ -117,6 +124,12 @@ impl Client {
         let answer = decode(&self.line);
         self.line.clear();
         answer.map(Some)
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
     }
 }
 

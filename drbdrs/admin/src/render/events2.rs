@@ -80,6 +80,13 @@ impl Events2 {
         Self { options, printed: BTreeMap::new() }
     }
 
+    /// The reader's clock has another distance to UTC from now on.
+    pub const fn set_offset(&mut self, east: i32) {
+        if self.options.timestamps.is_some() {
+            self.options.timestamps = Some(east);
+        }
+    }
+
     /// Everything that exists, and the end mark.
     ///
     /// A resource without network configuration shows a connection without name here, and only
