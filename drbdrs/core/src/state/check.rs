@@ -319,6 +319,8 @@ mod tests {
             ("T10 stays", at(VerifyS), at(VerifyS), CX, 1),
             ("T11", at(WFConnection), at(StartingSyncS), CX, -15),
             ("T12", at(WFConnection), at(SyncTarget), CX, -15),
+            ("T12 from the handshake on", at(WFReportParams), at(SyncTarget), CX, 1),
+            ("T11 from Connected on", UP, at(StartingSyncS), CX, 1),
             ("T13", ALONE, Fields { conn: Disconnecting, pdsk: Outdated, ..ALONE }, CX, -21),
             ("T13 known before", Fields { pdsk: Outdated, ..ALONE }, Fields { conn: Disconnecting, pdsk: Outdated, ..ALONE }, CX, 1),
             ("the last counts", at(Unconnected), Fields { pdsk: Outdated, ..at(Disconnecting) }, CX, -21),
