@@ -122,8 +122,15 @@ impl Diagnostic {
         let carets = usize::try_from(span.len).ok()?.clamp(1, room);
         let number = span.line.to_string();
         let pad = " ".repeat(number.len());
+        // Some of the original's complaints do not say where.
+        let place = format!("{}:{}", source.name, span.line);
+        let place = if self.text.contains_str(format!(":{}:", span.line)) {
+            String::new()
+        } else {
+            format!("{pad} --> {place}\n")
+        };
         let text = format!(
-            "{pad} |\n{number} | {shown}\n{pad} | {}{}\n",
+            "{place}{pad} |\n{number} | {shown}\n{pad} | {}{}\n",
             " ".repeat(lead),
             "^".repeat(carets)
         );

@@ -43,9 +43,10 @@ fn inherit_common(resource: &mut Resource, common: &Resource) {
     add_missing(&mut resource.proxy, &common.proxy);
     add_missing(&mut resource.handlers, &common.handlers);
     add_missing(&mut resource.options, &common.options);
-    resource.stacked_timeouts |= common.stacked_timeouts;
+    resource.stacked_timeouts = resource.stacked_timeouts.or(common.stacked_timeouts);
     if resource.become_primary_on.is_empty() {
         resource.become_primary_on.clone_from(&common.become_primary_on);
+        resource.become_primary_on_span = common.become_primary_on_span;
     }
     if resource.plugins.is_empty() {
         // Each one goes to the front, as with options.

@@ -4,6 +4,8 @@
 //! Texts are bytes ([`BString`]): a quoted word may hold any byte but newline.
 //! Spec: config-and-drbdadm.md §3, §4.
 
+use std::collections::BTreeMap;
+
 use bstr::BString;
 
 use crate::options::OptionSpec;
@@ -134,9 +136,14 @@ pub struct Volume {
     pub disk_options: OptionList,
     /// Where the volume begins.
     pub span: Span,
-    /// Where device, disk were written (in this order), for messages and origins.
+    /// Where its unique names are claimed: at `device`, or at the end of a host section that
+    /// inherits it.
     pub device_span: Option<Span>,
-    /// See `device_span`.
+    /// Where the device's name was written.
+    pub name_span: Option<Span>,
+    /// Where the minor was written; in a device's name too.
+    pub minor_span: Option<Span>,
+    /// Where the backing device was written.
     pub disk_span: Option<Span>,
     /// Its minor is entered among the unique names already.
     pub(crate) claimed: bool,
@@ -232,8 +239,10 @@ pub struct Resource {
     pub plugins: Vec<BString>,
     /// `become-primary-on`, in order.
     pub become_primary_on: Vec<BString>,
-    /// `stacked-timeouts`.
-    pub stacked_timeouts: bool,
+    /// Where it was written.
+    pub become_primary_on_span: Option<Span>,
+    /// `stacked-timeouts`: where it was written, if it was.
+    pub stacked_timeouts: Option<Span>,
     /// Index of the local host section, once resolved (spec §4.1). `None`: ignored here.
     pub me: Option<usize>,
 }
@@ -288,6 +297,8 @@ pub struct Global {
     pub cmd_timeout_long: Option<u32>,
     /// Where the section begins.
     pub span: Option<Span>,
+    /// Where its options were written, by name.
+    pub spans: BTreeMap<String, Span>,
 }
 
 /// A whole configuration as parsed.

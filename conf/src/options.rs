@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use bstr::{BStr, BString, ByteSlice};
 
 use self::Kind::{Address, Bool, Enum, Flag, Number, ResyncAfter, Text};
-use self::Unit::{Kib, One, Sector};
+use self::Unit::{Byte, Kib, KibPerSecond, One, Page, Second, Sector, Tenth};
 
 /// The section that an option belongs to in 8.4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,10 +35,20 @@ pub enum Section {
 /// Unit of a number without a suffix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Ones (also bytes, seconds, tenths of a second, pages).
+    /// A count.
     One,
+    /// Bytes.
+    Byte,
+    /// Pages of 4096 bytes.
+    Page,
+    /// Seconds.
+    Second,
+    /// Tenths of a second.
+    Tenth,
     /// 1024 bytes.
     Kib,
+    /// 1024 bytes per second.
+    KibPerSecond,
     /// 512 bytes.
     Sector,
 }
@@ -47,8 +57,8 @@ impl Unit {
     /// Bytes (or ones) per unit, as a power of two.
     pub fn shift(self) -> u32 {
         match self {
-            One => 0,
-            Kib => 10,
+            One | Byte | Page | Second | Tenth => 0,
+            Kib | KibPerSecond => 10,
             Sector => 9,
         }
     }
@@ -56,9 +66,23 @@ impl Unit {
     /// The letter that messages put behind numbers.
     pub fn letter(self) -> &'static str {
         match self {
-            One => "",
-            Kib => "k",
+            One | Byte | Page | Second | Tenth => "",
+            Kib | KibPerSecond => "k",
             Sector => "s",
+        }
+    }
+
+    /// Name for programs and people; `1` for a count.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            One => "1",
+            Byte => "bytes",
+            Page => "pages of 4096 bytes",
+            Second => "s",
+            Tenth => "0.1 s",
+            Kib => "KiB",
+            KibPerSecond => "KiB/s",
+            Sector => "sectors of 512 bytes",
         }
     }
 }
@@ -190,30 +214,30 @@ pub static OPTIONS: &[OptionSpec] = table! {
     Disk plain "disk-flushes" Bool { default: true }, Parser, "order writes on the peer's disk by flushes";
     Disk plain "disk-drain" Bool { default: true }, Parser, "order writes on the peer's disk by waiting";
     Disk plain "md-flushes" Bool { default: true }, Parser, "flush meta-data writes";
-    Disk syncer "resync-rate" number(Kib, 1, 4_194_304, 250), Parser, "fixed or first rate of a resync, per second";
+    Disk syncer "resync-rate" number(KibPerSecond, 1, 4_194_304, 250), Parser, "fixed or first rate of a resync";
     Disk syncer "resync-after" ResyncAfter, Parser, "resync only after this resource or volume";
     Disk syncer "al-extents" number(One, 67, 65_534, 1237), Backend, "extents of 4 MiB that may be hot at once";
     Disk plain "al-updates" Bool { default: true }, Parser, "keep the activity log up to date";
     Disk plain "discard-zeroes-if-aligned" Bool { default: true }, Parser, "aligned discards read back as zeroes";
     Disk plain "disable-write-same" Bool { default: false }, Parser, "do not offer write-same";
-    Disk syncer "c-plan-ahead" number(One, 0, 300, 20), Parser, "planning time of the resync controller, 0.1 s; 0: fixed rate";
-    Disk syncer "c-delay-target" number(One, 1, 100, 10), Parser, "delay on the way that the controller aims at, 0.1 s";
+    Disk syncer "c-plan-ahead" number(Tenth, 0, 300, 20), Parser, "planning time of the resync controller; 0: fixed rate";
+    Disk syncer "c-delay-target" number(Tenth, 1, 100, 10), Parser, "delay on the way that the controller aims at";
     Disk syncer "c-fill-target" number(Sector, 0, 1_048_576, 100), Parser, "data on the way that the controller aims at; 0: use the delay";
-    Disk syncer "c-max-rate" number(Kib, 250, 4_194_304, 102_400), Parser, "highest rate of a resync, per second";
-    Disk syncer "c-min-rate" number(Kib, 0, 4_194_304, 250), Parser, "rate that a resync keeps beside application I/O, per second";
-    Disk plain "disk-timeout" number(One, 0, 6000, 0), Backend, "a request older than this fails the disk, 0.1 s; 0: never";
+    Disk syncer "c-max-rate" number(KibPerSecond, 250, 4_194_304, 102_400), Parser, "highest rate of a resync";
+    Disk syncer "c-min-rate" number(KibPerSecond, 0, 4_194_304, 250), Parser, "rate that a resync keeps beside application I/O";
+    Disk plain "disk-timeout" number(Tenth, 0, 6000, 0), Backend, "a request older than this fails the disk; 0: never";
     Disk plain "read-balancing" Enum { values: READ_BALANCING, default: "prefer-local" }, Backend, "which node serves reads";
-    Disk plain "rs-discard-granularity" number(One, 0, 1_048_576, 0), Backend, "resync zeroed ranges of this size in bytes as discards; 0: off";
+    Disk plain "rs-discard-granularity" number(Byte, 0, 1_048_576, 0), Backend, "resync zeroed ranges of this size as discards; 0: off";
 
     Net plain "protocol" Enum { values: &["A", "B", "C"], default: "C" }, Parser, "when a write counts as done: A sent, B received, C written";
-    Net plain "timeout" number(One, 1, 600, 60), Parser, "peer must answer within, 0.1 s";
+    Net plain "timeout" number(Tenth, 1, 600, 60), Parser, "peer must answer within";
     Net plain "max-epoch-size" number(One, 1, 20_000, 2048), Parser, "writes between two barriers";
-    Net plain "max-buffers" number(One, 32, 131_072, 2048), Parser, "buffers for the peer's data, pages of 4 KiB";
+    Net plain "max-buffers" number(Page, 32, 131_072, 2048), Parser, "buffers for the peer's data";
     Net plain "unplug-watermark" number(One, 1, 131_072, 128), Backend, "accepted, no effect";
-    Net plain "connect-int" number(One, 1, 120, 10), Parser, "pause between connection attempts, seconds";
-    Net plain "ping-int" number(One, 1, 120, 10), Parser, "idle time before a ping, seconds";
-    Net plain "sndbuf-size" number(One, 0, 10_485_760, 0), Parser, "send buffer of the data connection in bytes; 0: automatic";
-    Net plain "rcvbuf-size" number(One, 0, 10_485_760, 0), Parser, "receive buffer in bytes; 0: automatic";
+    Net plain "connect-int" number(Second, 1, 120, 10), Parser, "pause between connection attempts";
+    Net plain "ping-int" number(Second, 1, 120, 10), Parser, "idle time before a ping";
+    Net plain "sndbuf-size" number(Byte, 0, 10_485_760, 0), Parser, "send buffer of the data connection; 0: automatic";
+    Net plain "rcvbuf-size" number(Byte, 0, 10_485_760, 0), Parser, "receive buffer; 0: automatic";
     Net plain "ko-count" number(One, 0, 200, 7), Parser, "time-outs until the peer counts as dead; 0: never";
     Net plain "allow-two-primaries" Bool { default: false }, Parser, "both nodes may be Primary";
     Net plain "cram-hmac-alg" Text { max: 63 }, Backend, "digest that authenticates the peer";
@@ -223,7 +247,7 @@ pub static OPTIONS: &[OptionSpec] = table! {
     Net plain "after-sb-2pri" Enum { values: POLICY_2, default: "disconnect" }, Backend, "split brain with two Primaries";
     Net plain "always-asbp" Bool { default: false }, Parser, "use these policies also for unclear histories";
     Net plain "rr-conflict" Enum { values: &["disconnect", "call-pri-lost", "violently"], default: "disconnect" }, Backend, "a Primary should become sync target";
-    Net plain "ping-timeout" number(One, 1, 300, 5), Backend, "peer must answer a ping within, 0.1 s";
+    Net plain "ping-timeout" number(Tenth, 1, 300, 5), Backend, "peer must answer a ping within";
     Net plain "data-integrity-alg" Text { max: 63 }, Backend, "digest over all data on the wire";
     Net plain "tcp-cork" Bool { default: true }, Parser, "collect small packets";
     Net plain "on-congestion" Enum { values: &["block", "pull-ahead", "disconnect"], default: "block" }, Backend, "the connection is too slow (protocol A)";
@@ -233,14 +257,14 @@ pub static OPTIONS: &[OptionSpec] = table! {
     Net plain "csums-after-crash-only" Bool { default: false }, Parser, "use it only after a crash of a Primary";
     Net syncer "verify-alg" Text { max: 63 }, Backend, "digest for online verify";
     Net syncer "use-rle" Bool { default: true }, Parser, "send bitmaps run-length coded";
-    Net plain "socket-check-timeout" number(One, 0, 300, 0), Backend, "wait for a working connection, 0.1 s; 0: as ping-timeout";
+    Net plain "socket-check-timeout" number(Tenth, 0, 300, 0), Backend, "wait for a working connection; 0: as ping-timeout";
 
     Options syncer "cpu-mask" Text { max: 31 }, Backend, "processors to run on, hexadecimal";
     Options syncer "on-no-data-accessible" Enum { values: &["io-error", "suspend-io"], default: "io-error" }, Backend, "neither node has usable data";
 
-    Startup plain "wfc-timeout" number(One, 0, 300_000, 0), Parser, "wait for the peer at boot, seconds; 0: for ever";
-    Startup plain "degr-wfc-timeout" number(One, 0, 300_000, 0), Parser, "the same after a degraded cluster went down";
-    Startup plain "outdated-wfc-timeout" number(One, 0, 300_000, 0), Parser, "the same if the peer was outdated";
+    Startup plain "wfc-timeout" number(Second, 0, 300_000, 0), Parser, "wait for the peer at boot; 0: for ever";
+    Startup plain "degr-wfc-timeout" number(Second, 0, 300_000, 0), Parser, "the same after a degraded cluster went down";
+    Startup plain "outdated-wfc-timeout" number(Second, 0, 300_000, 0), Parser, "the same if the peer was outdated";
     Startup plain "wait-after-sb" Bool { default: false }, Parser, "go on waiting after a split brain";
 
     Handlers plain "pri-on-incon-degr" Text { max: 1020 }, Backend, "a Primary lost its last good data";
@@ -260,8 +284,8 @@ pub static OPTIONS: &[OptionSpec] = table! {
     Proxy plain "read-loops" Text { max: 255 }, Backend, "read loops of the proxy";
     Proxy plain "compression" Text { max: 255 }, Backend, "compression of the proxy";
     Proxy plain "bwlimit" Text { max: 255 }, Backend, "bandwidth of the proxy";
-    Proxy plain "sndbuf-size" number(One, 0, 10_485_760, 0), Parser, "send buffer of the proxy in bytes";
-    Proxy plain "rcvbuf-size" number(One, 0, 10_485_760, 0), Parser, "receive buffer of the proxy in bytes";
+    Proxy plain "sndbuf-size" number(Byte, 0, 10_485_760, 0), Parser, "send buffer of the proxy";
+    Proxy plain "rcvbuf-size" number(Byte, 0, 10_485_760, 0), Parser, "receive buffer of the proxy";
     Proxy plain "ping-timeout" Text { max: 255 }, Backend, "ping time-out of the proxy";
 };
 

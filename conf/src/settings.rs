@@ -7,10 +7,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::source::read_limited;
 
 /// Where the settings are.
 pub const PATH: &str = "/etc/drbd.d/drbdrs.toml";
+/// The same, seen from the directory of `drbd.conf`.
+pub const BESIDE: &str = "drbd.d/drbdrs.toml";
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -162,7 +167,22 @@ pub struct ResourceSettings {
     /// See [`Nbd::promote_on_open`].
     pub promote_on_open: Option<bool>,
     /// What differs for single volumes, by number.
-    pub volume: BTreeMap<String, VolumeSettings>,
+    pub volume: BTreeMap<VolumeNumber, VolumeSettings>,
+}
+
+/// Number of a volume, 0..=65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeNumber(pub u16);
+
+impl<'de> Deserialize<'de> for VolumeNumber {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        // Keys of TOML are texts.
+        let text = String::deserialize(from)?;
+        let is_plain = text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| is_plain).map(Self);
+        number
+            .ok_or_else(|| D::Error::custom(format!("'{text}' is not a volume number (0..65535)")))
+    }
 }
 
 /// `[resource.NAME.volume.N]`.
@@ -195,23 +215,16 @@ pub struct SettingsError(String);
 /// # Errors
 /// Not TOML, an unknown key, a wrong type, or a volume number that is none.
 pub fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
-    let settings: Settings = toml::from_str(text).map_err(|e| {
-        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        SettingsError(format!("{name}:{line}: {}", e.message().trim_end()))
-    })?;
-    for (resource, own) in &settings.resource {
-        for volume in own.volume.keys() {
-            if volume.parse::<u16>().is_err() {
-                let section = format!("[resource.{resource}.volume.{volume}]");
-                let line = text.lines().position(|l| l.contains(&section)).map_or(1, |l| l + 1);
-                return Err(SettingsError(format!(
-                    "{name}:{line}: '{volume}' is not a volume number (0..65535)"
-                )));
-            }
-        }
-    }
-    Ok(settings)
+    toml::from_str(text).map_err(|e| {
+        let start = e.span().map_or(0, |s| s.start);
+        let message = e.message().trim_end().replace('\n', "; ");
+        SettingsError(format!("{name}:{}: {message}", line_of(text.as_bytes(), start)))
+    })
+}
+
+/// The line, counted from 1, of a byte.
+fn line_of(text: &[u8], offset: usize) -> usize {
+    text.iter().take(offset).filter(|b| **b == b'\n').count() + 1
 }
 
 /// Reads the settings file; one that does not exist means the defaults.
@@ -220,10 +233,17 @@ pub fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
 /// The file exists and can not be read or used.
 pub fn load(path: &Path) -> Result<Settings, SettingsError> {
     let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&name, &text),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
-        Err(e) => Err(SettingsError(format!("{name}:1: {e}"))),
+    let bytes = match std::fs::File::open(path).and_then(read_limited) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Settings::default()),
+        Err(e) => return Err(SettingsError(format!("{name}:1: {e}"))),
+    };
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(&name, text),
+        Err(e) => {
+            let line = line_of(&bytes, e.valid_up_to());
+            Err(SettingsError(format!("{name}:{line}: a byte that is not UTF-8")))
+        }
     }
 }
 
@@ -248,6 +268,8 @@ mod tests {
         check("[nbd]\n\nlisten = [\"nonsense\"]\n", "f.toml:3: ");
         check("[io\n", "f.toml:1: ");
         check("[resource.r0.volume.x]\n", "f.toml:1: 'x' is not a volume number");
+        check("\n[resource.r0]\nvolume.70000.front-ends = []\n", "f.toml:3: '70000' is not");
+        check("\n[resource]\nr0 = { volume = { \"-1\" = {} } }\n", "f.toml:3: '-1' is not");
         check("a = 1\n\u{0}", "f.toml:");
     }
 
@@ -258,12 +280,23 @@ mod tests {
         let settings = parse("f", text).unwrap();
         let r0 = &settings.resource["r0"];
         assert_eq!(r0.front_ends, Some(vec![FrontEnd::Ublk, FrontEnd::Nbd]));
-        assert_eq!(r0.volume["1"].front_ends, Some(vec![FrontEnd::NbdKernel]));
+        assert_eq!(r0.volume[&VolumeNumber(1)].front_ends, Some(vec![FrontEnd::NbdKernel]));
     }
 
     #[test]
     fn a_missing_file_means_the_defaults() {
         let nowhere = Path::new("/nonexistent/drbdrs.toml");
         assert_eq!(load(nowhere), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn files_that_are_no_text_are_refused_with_their_line() {
+        let path = std::env::temp_dir().join(format!("drbdrs-settings-{}", std::process::id()));
+        std::fs::write(&path, b"[node]\nlog-level = \"info\"\n# \xff\n").unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(error, format!("{}:3: a byte that is not UTF-8", path.display()));
+        let error = load(Path::new("/")).unwrap_err().to_string();
+        assert!(error.starts_with("/:1: "), "{error}");
     }
 }

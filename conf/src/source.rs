@@ -34,6 +34,14 @@ pub trait Loader {
     /// Whatever keeps the file from being read.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
+    /// The content of a file that an `include` names.
+    ///
+    /// # Errors
+    /// As [`Loader::read`], and for what is no regular file: a pipe could make it wait for ever.
+    fn read_included(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.read(path)
+    }
+
     /// The path without symbolic links and relative parts; names a file once.
     ///
     /// # Errors
@@ -55,6 +63,13 @@ impl Loader for SystemLoader {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let file = std::fs::File::open(path)?;
         read_limited(file)
+    }
+
+    fn read_included(&self, path: &Path) -> io::Result<Vec<u8>> {
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        self.read(path)
     }
 
     fn canonical(&self, path: &Path) -> io::Result<PathBuf> {

@@ -153,23 +153,64 @@ fn deep_and_long_input_costs_no_stack_and_no_time() {
     let long =
         format!("resource r {{ handlers {{ split-brain \"{}\"; }} }}", "x".repeat(5_000_000));
     assert_eq!(parse(long.as_bytes(), true).exit, Some(10));
-    let chain: MemoryLoader = (0..5000).fold(MemoryLoader::default(), |loader, i| {
+    let chain: MemoryLoader = (0..1000).fold(MemoryLoader::default(), |loader, i| {
         loader.with(format!("f{i}"), format!("include f{};\n", i + 1))
     });
     let main = Main::File(std::path::Path::new("f0"));
     let loaded = load(&request(main, false), &chain).unwrap();
     let said: Vec<_> = loaded.diagnostics.items.iter().map(|d| d.text.to_string()).collect();
-    assert_eq!(said, ["f4999:1: Failed to open include file 'f5000'.\n"]);
+    assert_eq!(said, ["f999:1: Failed to open include file 'f1000'.\n"]);
 }
 
 #[test]
-fn a_host_that_no_section_names_is_told_the_names() {
-    let mut loaded = parse(
-        b"resource r { device minor 1; disk /d; meta-disk internal; on alpha { address 10.0.0.1:1; } }",
-        false,
-    );
-    everything(&mut loaded, "zulu");
-    assert!(loaded.config.resources[0].is_ignored());
+fn errors_inside_a_resource_do_not_hide_the_next_ones() {
+    let input = b"global { bogus 1; minor-count 500; }
+resource r {
+ net { tmeout 5; timeout 60 ping-int 5; max-buffers 1; nested { a; } }
+ frobnicate { x { y; } z; }
+ disk { resync-rate 10X; }
+ on alpha { weird 1; device minor 1; disk /d; meta-disk internal; address 10.0.0.1:7 }
+ on bravo { device minor 1; address 10.0.0.2:7; }
+}
+resource s { net { timeout } on alpha { device minor 1; } }
+";
+    let all = parse(input, true);
+    let lines: Vec<u32> =
+        all.diagnostics.items.iter().filter_map(|d| d.span).map(|s| s.line).collect();
+    // Nothing is said about what the second host lacks: it may be what could not be read.
+    assert_eq!(lines, [1, 1, 3, 3, 3, 3, 4, 5, 6, 6, 9, 9], "{:?}", all.diagnostics);
+    assert_eq!(all.config.resources.len(), 2);
+    assert_eq!(all.config.resources[0].hosts.len(), 2);
+    let rate = all.diagnostics.items[7].rendered(&all.sources).to_string();
+    assert!(rate.starts_with("10X is not a valid number\n  --> t.conf:5\n"), "{rate}");
+    assert_eq!(parse(input, false).diagnostics.error_count(), 1, "as the original");
+}
+
+#[test]
+fn small_files_do_not_ask_for_endless_work() {
+    let refused = |text: String, word: &str| {
+        for recover in [false, true] {
+            let loaded = parse(text.as_bytes(), recover);
+            assert_eq!(loaded.exit, Some(10));
+            let said = format!("{:?}", loaded.diagnostics);
+            assert!(said.contains(word), "{word}: {}", said.len());
+            assert!(loaded.diagnostics.items.len() <= 1001);
+        }
+    };
+    // Refused before the work is done: at the first host.
+    let volumes: String = (0..5000)
+        .map(|i| format!("volume {i} {{ device minor {i}; disk /d{i}; meta-disk internal; }}"))
+        .collect();
+    let names: String = (0..256).map(|i| format!("a{i} ")).collect();
+    let text = format!("resource r {{ {volumes} on {names} {{ address 10.0.0.1:7; }} }}");
+    refused(text, "more than 1048576 volumes");
+    let names: String = (0..300).map(|i| format!("a{i} ")).collect();
+    refused(format!("resource r {{ on {names} {{ }} }}"), "more than 256 host names");
+    let options = "max-buffers 1; ".repeat(5000);
+    let loaded = parse(format!("resource r {{ net {{ {options} }} }}").as_bytes(), false);
+    assert_eq!((loaded.exit, loaded.diagnostics.items.len()), (Some(10), 1001));
+    let bare: String = (0..20_000).map(|i| format!("on a{i} {{}} ")).collect();
+    refused(format!("resource r {{ {bare} }}"), "keyword missing");
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub struct App {
     pub addresses: Addresses,
     /// stdin and stdout are terminals.
     pub terminal: bool,
+    /// stderr is a terminal.
+    pub person: bool,
     /// How backends are called.
     pub backend: Backend,
 }
@@ -62,15 +64,16 @@ impl App {
         let node = invocation.node_name.clone().unwrap_or_else(host::node_name);
         let lint = invocation.command.name == "lint";
         let terminal = host::on_terminal();
-        let loaded = read(&invocation, terminal)?;
+        let person = host::errors_are_read_by_a_person();
+        let loaded = read(&invocation, person)?;
         if !lint {
-            report(&loaded, 0, terminal);
+            report(&loaded, 0, person);
             if let Some(code) = loaded.exit {
                 return Err(Exit(code.into()));
             }
         }
         let addresses = Addresses::read();
-        let mut app = Self { invocation, loaded, node, addresses, terminal, backend };
+        let mut app = Self { invocation, loaded, node, addresses, terminal, person, backend };
         app.backend.limits = limits(&app.loaded.config.global);
         app.resolve();
         if let Some(code) = app.loaded.exit.filter(|_| !lint) {
@@ -102,7 +105,7 @@ impl App {
         };
         resolve(&mut self.loaded, &here);
         if self.invocation.command.name != "lint" {
-            report(&self.loaded, said, self.terminal);
+            report(&self.loaded, said, self.person);
         }
     }
 
@@ -143,7 +146,7 @@ impl App {
             let said = self.loaded.diagnostics.items.len();
             let chosen = peer.as_ref().map(|p| p.as_bstr());
             check::check_resource(&mut self.loaded, at, chosen, self.terminal);
-            report(&self.loaded, said, self.terminal);
+            report(&self.loaded, said, self.person);
             if self.loaded.diagnostics.has_errors() {
                 return Err(Exit(10));
             }
@@ -152,7 +155,7 @@ impl App {
             }
             let said = self.loaded.diagnostics.items.len();
             expand::translate(&mut self.loaded, at, &minors, &self.node, self.terminal);
-            report(&self.loaded, said, self.terminal);
+            report(&self.loaded, said, self.person);
             if let Some(code) = self.loaded.exit {
                 return Err(Exit(code.into()));
             }
@@ -282,17 +285,17 @@ impl App {
 }
 
 /// Prints complaints from number `from` on.
-fn report(loaded: &Loaded, from: usize, terminal: bool) {
+fn report(loaded: &Loaded, from: usize, person: bool) {
     for item in loaded.diagnostics.items.get(from..).unwrap_or_default() {
-        print_one(item, loaded, terminal);
+        print_one(item, loaded, person);
     }
 }
 
-fn print_one(item: &Diagnostic, loaded: &Loaded, terminal: bool) {
+fn print_one(item: &Diagnostic, loaded: &Loaded, person: bool) {
     if item.native_only {
         return;
     }
-    let with_excerpt = terminal && item.severity == Severity::Error;
+    let with_excerpt = person && item.severity == Severity::Error;
     if with_excerpt {
         print::stderr(&item.rendered(&loaded.sources));
     } else {
@@ -301,11 +304,11 @@ fn print_one(item: &Diagnostic, loaded: &Loaded, terminal: bool) {
 }
 
 /// Chooses and reads the configuration. Spec §1.1, §1.4.
-fn read(invocation: &Invocation, terminal: bool) -> Result<Loaded, Exit> {
+fn read(invocation: &Invocation, person: bool) -> Result<Loaded, Exit> {
     let test = invocation.config_to_test.as_ref().map(|t| Path::new(OsStr::from_bytes(t)));
     let lint = invocation.command.name == "lint";
     let request =
-        |main| Request { main, test, recover: terminal || lint, node_minor: host::node_minor };
+        |main| Request { main, test, recover: person || lint, node_minor: host::node_minor };
     if let Some(file) = &invocation.config_file {
         if file == "-" {
             let bytes = read_limited(std::io::stdin()).map_err(|e| {
@@ -317,7 +320,7 @@ fn read(invocation: &Invocation, terminal: bool) -> Result<Loaded, Exit> {
         let path = Path::new(OsStr::from_bytes(file));
         return load(&request(Main::File(path)), &SystemLoader).map_err(|e| {
             print::complain(format!("Can not open '{file}'."));
-            if terminal {
+            if person {
                 print::complain(format!("   {e}"));
             }
             Exit(20)

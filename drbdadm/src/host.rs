@@ -38,6 +38,11 @@ pub fn on_terminal() -> bool {
     std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
+/// A person reads what stderr says: excerpts and hints are welcome.
+pub fn errors_are_read_by_a_person() -> bool {
+    std::io::stderr().is_terminal()
+}
+
 /// Minor of the node of this name, if it is a DRBD device.
 pub fn node_minor(name: &BStr) -> Option<u32> {
     let data = std::fs::metadata(OsStr::from_bytes(name)).ok()?;

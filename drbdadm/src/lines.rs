@@ -229,7 +229,7 @@ impl Lines<'_> {
             .arg("wait-connect")
             .arg(volume.minor.unwrap_or_default().to_string());
         call.report_code = false;
-        if !stacked || self.resource.stacked_timeouts {
+        if !stacked || self.resource.stacked_timeouts.is_some() {
             return call.args(options(&self.resource.startup));
         }
         let interval = self.resource.net.items.iter().find(|o| o.spec.name == "connect-int");

@@ -1,21 +1,33 @@
 //! Commands that the original does not have: lint, completion, man.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use drbd_conf::diag::Severity;
 use drbd_conf::options::{Kind, OPTIONS, OptionSpec, Section, Unit, command_options};
+use drbd_conf::settings;
 
 use crate::app::App;
 use crate::cli::GENERAL;
 use crate::command::{Block, COMMANDS, Level};
 use crate::print;
 
-/// Prints all complaints with excerpt and hint; 0 or 10.
+/// Prints all complaints with excerpt and hint; 0 or 10. drbdrs' own settings, which lie beside
+/// the configuration, are read too.
 pub fn lint(app: &App) -> i32 {
     let mut errors = 0;
     for item in &app.loaded.diagnostics.items {
         print::stdout(&item.rendered(&app.loaded.sources));
         errors += usize::from(item.severity == Severity::Error);
+    }
+    let main = app.config_file();
+    if let Some(directory) = Path::new(OsStr::from_bytes(&main)).parent()
+        && let Err(e) = settings::load(&directory.join(settings::BESIDE))
+    {
+        print::stdout(format!("{e}\n").as_bytes());
+        errors += 1;
     }
     let count = app.loaded.config.resources.len();
     let here = app.loaded.config.resources.iter().filter(|r| !r.is_ignored()).count();
@@ -176,12 +188,12 @@ fn roff(text: &str) -> String {
 fn type_of(option: &OptionSpec) -> String {
     match option.kind {
         Kind::Number { unit, min, max, default } => {
-            let unit = match unit {
-                Unit::One => "",
-                Unit::Kib => " KiB",
-                Unit::Sector => " sectors",
-            };
-            format!("{min}..{max}{unit}, default {default}")
+            let range = format!("{min}..{max}, default {default}");
+            if unit == Unit::One {
+                range
+            } else {
+                format!("{range}, in units of {}", unit.symbol())
+            }
         }
         Kind::Bool { default } => format!("yes|no, default {}", if default { "yes" } else { "no" }),
         Kind::Enum { values, default } => format!("{}, default {default}", values.join("|")),

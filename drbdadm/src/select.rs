@@ -96,16 +96,23 @@ fn unknown(config: &Config, name: &BString, node: &BStr) -> Refused {
     Refused(1)
 }
 
-/// On a terminal: which host names the file has, and what this host is called.
+/// Which host names the file has, and what this host is called. The original leaves it at that.
 fn tell_names<'r>(resources: impl Iterator<Item = &'r Resource>, node: &BStr) {
     let names: BTreeSet<String> =
         resources.flat_map(|r| &r.hosts).flat_map(|h| &h.names).map(ToString::to_string).collect();
-    if names.is_empty() || !crate::host::on_terminal() {
+    if names.is_empty() {
         return;
     }
-    let names: Vec<String> = names.into_iter().collect();
-    print::complain(format!("   this host is called '{node}'; the file has: {}", names.join(" ")));
+    let more = names.len().saturating_sub(NAMES_SHOWN);
+    let mut list: Vec<String> = names.into_iter().take(NAMES_SHOWN).collect();
+    if more > 0 {
+        list.push(format!("and {more} more"));
+    }
+    print::complain(format!("   this host is called '{node}'; the file has: {}", list.join(" ")));
 }
+
+/// Most host names in a complaint.
+const NAMES_SHOWN: usize = 20;
 
 fn find(config: &Config, name: &BString, stacked: &mut bool) -> Result<Option<Target>, Refused> {
     let here = |r: &Resource, n: &[u8]| r.name == n && !r.is_ignored();

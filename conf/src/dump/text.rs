@@ -183,14 +183,16 @@ impl Printer {
     }
 
     fn startup(&mut self, res: &Resource) -> Result<(), TooLong> {
-        if res.startup.items.is_empty() && !res.stacked_timeouts && res.become_primary_on.is_empty()
+        if res.startup.items.is_empty()
+            && res.stacked_timeouts.is_none()
+            && res.become_primary_on.is_empty()
         {
             return Ok(());
         }
         self.line(&[b"startup {"]);
         self.depth += 1;
         self.option_lines(&res.startup)?;
-        if res.stacked_timeouts {
+        if res.stacked_timeouts.is_some() {
             self.line(&[b"stacked-timeouts;"]);
         }
         if !res.become_primary_on.is_empty() {

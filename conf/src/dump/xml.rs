@@ -154,13 +154,15 @@ impl Printer {
     }
 
     fn startup(&mut self, res: &Resource) -> Result<(), TooLong> {
-        if res.startup.items.is_empty() && !res.stacked_timeouts && res.become_primary_on.is_empty()
+        if res.startup.items.is_empty()
+            && res.stacked_timeouts.is_none()
+            && res.become_primary_on.is_empty()
         {
             return Ok(());
         }
         self.open("section name=\"startup\"");
         self.option_lines(&res.startup)?;
-        if res.stacked_timeouts {
+        if res.stacked_timeouts.is_some() {
             self.line("<option name=\"stacked-timeouts\"/>");
         }
         if !res.become_primary_on.is_empty() {

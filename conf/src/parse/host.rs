@@ -85,17 +85,22 @@ impl Parser<'_> {
     }
 
     fn host_body(&mut self, res: &Resource, host: &mut HostSection) -> Parsed {
+        let depth = self.depth;
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
+            let result = match token.kind {
                 Kind::Punct(b'}') => return self.end_of_host(res, host, token.span),
-                Kind::Key(k) => self.host_statement(res, host, k, &token)?,
-                _ => {
-                    if !self.v9_host_statement(host, &token)? {
-                        return Err(self.not_a_host_statement(&token));
-                    }
-                }
+                Kind::Key(k) => self.host_statement(res, host, k, &token),
+                _ => match self.v9_host_statement(host, &token) {
+                    Ok(false) => Err(self.not_a_host_statement(&token)),
+                    Ok(true) => Ok(()),
+                    Err(stop) => Err(stop),
+                },
+            };
+            if !self.go_on(result, depth)? {
+                let end = self.statement;
+                return self.end_of_host(res, host, end);
             }
         }
     }
@@ -204,8 +209,7 @@ impl Parser<'_> {
             Keyword::Device => self.device(volume, token.span),
             Keyword::Disk => self.disk(volume, token.span),
             _ => self.meta_disk(volume, keyword == Keyword::FlexibleMetaDisk, token.span),
-        }?;
-        Ok(())
+        }
     }
 
     /// Claims the minors and device names of volumes that have one and are not claimed yet.
@@ -244,33 +248,20 @@ impl Parser<'_> {
             return Err(self.expected("TK_ON", &token, Form::Numbered));
         }
         let on = self.hosts(b'{')?;
+        let depth = self.depth;
         let mut proxy = ProxySection { on, span, ..ProxySection::default() };
         loop {
             let token = self.next();
-            match token.kind {
-                Kind::Punct(b'}') => break,
-                Kind::Key(Keyword::Inside) => {
-                    let address = self.address(token.span)?;
-                    self.unique_address(&address, &proxy.on)?;
-                    self.punct(b';')?;
-                    proxy.inside = Some(address);
-                }
-                Kind::Key(Keyword::Outside) => {
-                    let address = self.address(token.span)?;
-                    self.unique_address(&address, &proxy.on)?;
-                    self.punct(b';')?;
-                    proxy.outside = Some(address);
-                }
-                Kind::Key(Keyword::Options) => {
-                    let (options, plugins) = self.proxy_options()?;
-                    proxy.options.items.extend(options.items);
-                    proxy.plugins.extend(plugins);
-                }
-                _ => return Err(self.expected("inside | outside", &token, Form::Plain)),
+            if token.kind == Kind::Punct(b'}') {
+                break;
+            }
+            let result = self.host_proxy_statement(&token, &mut proxy);
+            if !self.go_on(result, depth)? {
+                break;
             }
         }
         for (missing, word) in [(&proxy.inside, "inside"), (&proxy.outside, "outside")] {
-            if missing.is_none() {
+            if missing.is_none() && !self.stepped_over {
                 let text = format!(
                     "in section: on {} {{ proxy on {} {{ ... }} }}: '{word}' keyword missing.",
                     section_names(host),
@@ -283,6 +274,28 @@ impl Parser<'_> {
         Ok(())
     }
 
+    fn host_proxy_statement(&mut self, token: &Token, proxy: &mut ProxySection) -> Parsed {
+        match token.kind {
+            Kind::Key(Keyword::Inside | Keyword::Outside) => {
+                let address = self.address(token.span)?;
+                self.unique_address(&address, &proxy.on)?;
+                self.punct(b';')?;
+                if token.kind == Kind::Key(Keyword::Inside) {
+                    proxy.inside = Some(address);
+                } else {
+                    proxy.outside = Some(address);
+                }
+            }
+            Kind::Key(Keyword::Options) => {
+                let (options, plugins) = self.proxy_options()?;
+                proxy.options.items.extend(options.items);
+                proxy.plugins.extend(plugins);
+            }
+            _ => return Err(self.expected("inside | outside", token, Form::Plain)),
+        }
+        Ok(())
+    }
+
     /// `stacked-on-top-of LOWER { }`.
     pub(super) fn stacked(&mut self, res: &mut Resource) -> Parsed {
         let span = self.statement;
@@ -291,19 +304,23 @@ impl Parser<'_> {
         let key = BString::from(bstr::concat([b"stacked:".as_slice(), &lower]));
         self.unique("stacked-on-top-of", key.as_bstr(), span)?;
         self.punct(b'{')?;
+        let depth = self.depth;
         let mut host = new_host(HostKind::StackedOn(lower), Vec::new(), span);
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
+            let result = match token.kind {
                 Kind::Punct(b'}') => break,
-                Kind::Key(k) => self.stacked_statement(res, &mut host, k, &token)?,
-                _ => return Err(self.not_a_stacked_statement(&token)),
+                Kind::Key(k) => self.stacked_statement(res, &mut host, k, &token),
+                _ => Err(self.not_a_stacked_statement(&token)),
+            };
+            if !self.go_on(result, depth)? {
+                break;
             }
         }
         // The volumes are complete only after resolution; only the address must be there.
-        self.inherit(res, &mut host, true);
-        if host.address.is_none() {
+        self.inherit(res, &mut host, true)?;
+        if host.address.is_none() && !self.stepped_over {
             self.missing(res, &host, "address");
         }
         res.hosts.push(host);
@@ -327,7 +344,7 @@ impl Parser<'_> {
                 let volume = self.implicit_volume(&mut volumes);
                 let result = self.device(volume, token.span);
                 host.volumes = volumes;
-                result.map(drop)
+                result
             }
             Keyword::Address => {
                 let key = bstr::concat([res.name.as_slice(), b":stacked:address"]);
@@ -359,7 +376,13 @@ impl Parser<'_> {
     }
 
     /// Resource level volumes fill what the host's volumes lack. Spec §4.4.
-    fn inherit(&mut self, res: &Resource, host: &mut HostSection, stacked: bool) -> Vec<usize> {
+    fn inherit(
+        &mut self,
+        res: &Resource,
+        host: &mut HostSection,
+        stacked: bool,
+    ) -> Parsed<Vec<usize>> {
+        self.count_volumes(res.volumes.len(), host)?;
         let mut inherited_disks = Vec::new();
         for from in &res.volumes {
             let found = host.volumes.binary_search_by_key(&from.vnr, |v| v.vnr);
@@ -385,21 +408,23 @@ impl Parser<'_> {
             }
             if volume.minor.is_none() {
                 volume.minor = from.minor;
+                volume.minor_span = from.minor_span;
             }
             // A name of another minor would make a pair that no dump could be read from again.
             if volume.device.is_none() && volume.minor == from.minor {
                 volume.device.clone_from(&from.device);
+                volume.name_span = from.name_span;
             }
             if volume.meta_disk.is_none() && !stacked {
                 volume.meta_disk.clone_from(&from.meta_disk);
             }
         }
-        inherited_disks
+        Ok(inherited_disks)
     }
 
     /// The host section is complete: inheritance, then what must be there and must be unique.
     fn end_of_host(&mut self, res: &Resource, host: &mut HostSection, end: Span) -> Parsed {
-        let inherited = self.inherit(res, host, false);
+        let inherited = self.inherit(res, host, false)?;
         self.statement = end;
         if host.volumes.iter().any(|v| v.implicit) && host.volumes.iter().any(|v| v.vnr != 0) {
             let text =
@@ -412,7 +437,7 @@ impl Parser<'_> {
         }
         self.claim_inherited_disks(host, &inherited, end)?;
         self.claim_devices(host)?;
-        if !self.is_show() {
+        if !self.is_show() && !self.stepped_over {
             self.complain_about_missing(res, host);
         }
         self.claim_meta_disks(host, end)

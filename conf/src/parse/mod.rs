@@ -9,6 +9,7 @@
 
 mod address;
 mod host;
+mod limits;
 mod options;
 pub(crate) use options::section_name as section_title;
 mod resource;
@@ -27,6 +28,7 @@ use crate::keyword::Keyword;
 use crate::lex::{Flaw, Kind, Lexer, Token};
 use crate::model::{Config, FileId, Resource, Span};
 use crate::source::{Loader, Source, Sources, absolute_path, glob};
+use limits::{COMPLAINTS_MAX, ERRORS_MAX};
 use unique::Uniques;
 
 /// The first of the files to be read.
@@ -154,6 +156,14 @@ struct Parser<'a> {
     end: Span,
     test_opened: bool,
     v9: v9::Version9,
+    /// Braces that are open in the current file.
+    depth: u32,
+    /// The token taken last.
+    last: Kind,
+    /// An error in the current top level statement was stepped over: what is missing in it may
+    /// be what could not be read.
+    stepped_over: bool,
+    amount: limits::Amount,
 }
 
 impl<'a> Parser<'a> {
@@ -171,6 +181,10 @@ impl<'a> Parser<'a> {
             end: Span::default(),
             test_opened: false,
             v9: v9::Version9::default(),
+            depth: 0,
+            last: Kind::End,
+            stepped_over: false,
+            amount: limits::Amount::default(),
         }
     }
 
@@ -214,6 +228,12 @@ impl<'a> Parser<'a> {
         if let Some(file) = self.inputs.last_mut().and_then(|i| i.pending.pop()) {
             self.open_include(&file);
             return Ok(true);
+        }
+        // A resource may have ended with its file and left its brace open.
+        self.depth = 0;
+        self.stepped_over = false;
+        if self.diagnostics.items.len() >= COMPLAINTS_MAX {
+            return Err(self.too_many_complaints());
         }
         let token = self.next();
         self.statement = token.span;
@@ -324,7 +344,7 @@ impl<'a> Parser<'a> {
             return;
         }
         let at = self.place(self.statement);
-        match self.loader.read(&file.path) {
+        match self.loader.read_included(&file.path) {
             Ok(bytes) => {
                 let absolute = absolute_path(self.loader, &file.path);
                 self.open(file.name.clone(), &absolute, bytes);
@@ -368,24 +388,67 @@ impl<'a> Parser<'a> {
     fn skip_to_top_level(&mut self) {
         loop {
             let Some(input) = self.inputs.last() else { return };
-            match input.lexer.peek().kind {
-                Kind::End | Kind::Key(Keyword::Resource | Keyword::Common | Keyword::Global) => {
-                    return;
-                }
-                _ => {
-                    self.next();
-                }
+            let next = input.lexer.peek().kind;
+            if next == Kind::End || is_top_level(next) {
+                return;
             }
+            self.next();
         }
+    }
+
+    /// After a statement of a section whose `depth` braces are open: does the section go on?
+    ///
+    /// With [`Request::recover`] an at-once error is stepped over together with the rest of its
+    /// statement. It is passed on where the braces do not fit: then the next statement of the top
+    /// level is the next sure place.
+    ///
+    /// # Errors
+    /// The statement's error, if it ends the section.
+    fn go_on(&mut self, statement: Parsed, depth: u32) -> Parsed<bool> {
+        let Err(stop) = statement else {
+            if self.diagnostics.items.len() >= COMPLAINTS_MAX {
+                return Err(self.too_many_complaints());
+            }
+            return Ok(true);
+        };
+        if !self.request.recover || self.diagnostics.error_count() >= ERRORS_MAX {
+            return Err(stop);
+        }
+        loop {
+            match (self.depth.cmp(&depth), self.last) {
+                (std::cmp::Ordering::Less, _) => break,
+                (std::cmp::Ordering::Equal, Kind::Punct(b';' | b'}')) => break,
+                _ => {}
+            }
+            let next = self.inputs.last().map_or(Kind::End, |i| i.lexer.peek().kind);
+            if matches!(next, Kind::End) || is_top_level(next) {
+                return Err(stop);
+            }
+            // The end of the section is left for the section to see.
+            if self.depth == depth && next == Kind::Punct(b'}') {
+                break;
+            }
+            self.next();
+        }
+        self.diagnostics.fatal.get_or_insert(stop.0);
+        self.stepped_over = true;
+        Ok(self.depth >= depth)
     }
 
     // Tokens and messages.
 
     fn next(&mut self) -> Token {
-        match self.inputs.last_mut() {
+        let token = match self.inputs.last_mut() {
             Some(input) => input.lexer.next(),
             None => Token { kind: Kind::End, text: BString::default(), span: self.end },
+        };
+        match token.kind {
+            Kind::Punct(b'{') => self.depth = self.depth.saturating_add(1),
+            Kind::Punct(b'}') => self.depth = self.depth.saturating_sub(1),
+            _ => {}
         }
+        self.last = token.kind;
+        token
     }
 
     /// `file:line:` of a place, as messages show it while parsing.
@@ -472,8 +535,10 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// After this many errors even the forgiving mode stops.
-const ERRORS_MAX: usize = 100;
+/// Begins this a statement of the top level, and nothing else?
+fn is_top_level(kind: Kind) -> bool {
+    matches!(kind, Kind::Key(Keyword::Resource | Keyword::Common | Keyword::Global))
+}
 
 /// Whether a syntax error shows the token's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 use bstr::{BString, ByteSlice};
 
+use super::limits::NAMES_MAX;
 use super::{Form, Parsed, Parser, Stop};
 use crate::keyword::{Keyword, is_obsolete};
 use crate::lex::{Kind, Token};
@@ -79,28 +80,31 @@ impl Parser<'_> {
     /// `{ option... }` of a section other than startup, syncer and proxy.
     pub(super) fn option_section(&mut self, section: Section) -> Parsed<OptionList> {
         let mut list = OptionList::default();
-        let brace = self.punct(b'{')?;
-        self.section = brace.span;
+        let depth = self.open_section()?;
         loop {
             let token = self.next();
             self.statement = token.span;
             if token.kind == Kind::Punct(b'}') {
                 return Ok(list);
             }
-            self.option(section, &token, &mut list)?;
+            let result = self.option(section, &token, &mut list);
+            if !self.go_on(result, depth)? {
+                return Ok(list);
+            }
         }
+    }
+
+    /// The `{` of a section; returns how many braces are open in it.
+    fn open_section(&mut self) -> Parsed<u32> {
+        let brace = self.punct(b'{')?;
+        self.section = brace.span;
+        Ok(self.depth)
     }
 
     /// One option of a section.
     fn option(&mut self, section: Section, token: &Token, list: &mut OptionList) -> Parsed {
         match token.kind {
-            Kind::Key(k) if is_obsolete(k) => {
-                self.value()?;
-                self.punct(b';')?;
-                let text = format!("'{}' means nothing any more and is ignored", token.text);
-                self.diagnostics.native_remark(text, token.span);
-                Ok(())
-            }
+            Kind::Key(k) if is_obsolete(k) => self.obsolete(token),
             Kind::Key(Keyword::UseBmbv) if section == Section::Disk => {
                 self.boolean()?;
                 let text = "'use-bmbv' means nothing any more and is ignored";
@@ -157,7 +161,7 @@ impl Parser<'_> {
             text
         };
         list.items.push(Opt { spec, value: Some(value), span: token.span });
-        Ok(())
+        self.count_option()
     }
 
     fn semicolon(&mut self, form: Form) -> Parsed {
@@ -244,28 +248,38 @@ impl Parser<'_> {
 
     /// `startup { }`.
     pub(super) fn startup(&mut self, res: &mut Resource) -> Parsed {
-        let brace = self.punct(b'{')?;
-        self.section = brace.span;
+        let depth = self.open_section()?;
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
-                Kind::Punct(b'}') => return Ok(()),
-                Kind::Key(Keyword::StackedTimeouts) => {
-                    self.punct(b';')?;
-                    res.stacked_timeouts = true;
-                }
-                Kind::Key(Keyword::BecomePrimaryOn) => {
-                    res.become_primary_on = self.hosts(b';')?;
-                }
-                _ => {
-                    let mut list = std::mem::take(&mut res.startup);
-                    let result = self.option(Section::Startup, &token, &mut list);
-                    res.startup = list;
-                    result?;
-                }
+            if token.kind == Kind::Punct(b'}') {
+                return Ok(());
+            }
+            let result = self.startup_statement(&token, res);
+            if !self.go_on(result, depth)? {
+                return Ok(());
             }
         }
+    }
+
+    fn startup_statement(&mut self, token: &Token, res: &mut Resource) -> Parsed {
+        match token.kind {
+            Kind::Key(Keyword::StackedTimeouts) => {
+                self.punct(b';')?;
+                res.stacked_timeouts = Some(token.span);
+            }
+            Kind::Key(Keyword::BecomePrimaryOn) => {
+                res.become_primary_on = self.hosts(b';')?;
+                res.become_primary_on_span = Some(token.span);
+            }
+            _ => {
+                let mut list = std::mem::take(&mut res.startup);
+                let result = self.option(Section::Startup, token, &mut list);
+                res.startup = list;
+                result?;
+            }
+        }
+        Ok(())
     }
 
     /// One or more names up to `end`. Spec §6.3, "list of hosts".
@@ -274,7 +288,11 @@ impl Parser<'_> {
         loop {
             let token = self.next();
             match token.kind {
-                Kind::Word | Kind::Quoted => names.push(token.text),
+                Kind::Word | Kind::Quoted if names.len() < NAMES_MAX => names.push(token.text),
+                Kind::Word | Kind::Quoted => {
+                    self.later_at(token.span, &format!("more than {NAMES_MAX} host names"));
+                    return Err(Stop(10));
+                }
                 Kind::Punct(p) if p == end && !names.is_empty() => return Ok(names),
                 Kind::Punct(p) if p == end => {
                     return Err(self.expected("TK_STRING", &token, Form::Numbered));
@@ -289,24 +307,30 @@ impl Parser<'_> {
 
     /// 8.3's `syncer { }`: options go to the sections that have them now. Spec §4.6, §5.5.
     pub(super) fn syncer(&mut self, res: &mut Resource) -> Parsed {
-        let brace = self.punct(b'{')?;
-        self.section = brace.span;
+        let depth = self.open_section()?;
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
+            let result = match token.kind {
                 Kind::Punct(b'}') => return Ok(()),
-                Kind::Key(k) if is_obsolete(k) => {
-                    // The original refuses these here although its other sections take them.
-                    self.value()?;
-                    self.punct(b';')?;
-                    let text = format!("'{}' means nothing any more and is ignored", token.text);
-                    self.diagnostics.native_remark(text, token.span);
-                }
-                Kind::Key(_) => self.syncer_option(&token, res)?,
-                _ => return Err(self.not_a_syncer_option(&token)),
+                // The original refuses these here although its other sections take them.
+                Kind::Key(k) if is_obsolete(k) => self.obsolete(&token),
+                Kind::Key(_) => self.syncer_option(&token, res),
+                _ => Err(self.not_a_syncer_option(&token)),
+            };
+            if !self.go_on(result, depth)? {
+                return Ok(());
             }
         }
+    }
+
+    /// An option of 8.3 without a meaning: its value is read and forgotten.
+    fn obsolete(&mut self, token: &Token) -> Parsed {
+        self.value()?;
+        self.punct(b';')?;
+        let text = format!("'{}' means nothing any more and is ignored", token.text);
+        self.diagnostics.native_remark(text, token.span);
+        Ok(())
     }
 
     fn not_a_syncer_option(&mut self, token: &Token) -> Stop {
@@ -333,15 +357,17 @@ impl Parser<'_> {
     pub(super) fn proxy_options(&mut self) -> Parsed<(OptionList, Vec<BString>)> {
         let mut list = OptionList::default();
         let mut plugins = Vec::new();
-        let brace = self.punct(b'{')?;
-        self.section = brace.span;
+        let depth = self.open_section()?;
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
+            let result = match token.kind {
                 Kind::Punct(b'}') => return Ok((list, plugins)),
-                Kind::Key(Keyword::Plugin) => plugins.extend(self.plugins()?),
-                _ => self.option(Section::Proxy, &token, &mut list)?,
+                Kind::Key(Keyword::Plugin) => self.plugins().map(|lines| plugins.extend(lines)),
+                _ => self.option(Section::Proxy, &token, &mut list),
+            };
+            if !self.go_on(result, depth)? {
+                return Ok((list, plugins));
             }
         }
     }
@@ -390,13 +416,17 @@ impl Parser<'_> {
         }
         self.config.global.span = Some(at);
         self.punct(b'{')?;
+        let depth = self.depth;
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
+            let result = match token.kind {
                 Kind::Punct(b'}') => return Ok(()),
-                Kind::Key(k) => self.global_option(&token, k)?,
-                _ => return Err(self.not_a_global_option(&token)),
+                Kind::Key(k) => self.global_option(&token, k),
+                _ => Err(self.not_a_global_option(&token)),
+            };
+            if !self.go_on(result, depth)? {
+                return Ok(());
             }
         }
     }
@@ -441,6 +471,8 @@ impl Parser<'_> {
             _ => return Err(self.not_a_global_option(token)),
         }
         self.punct(b';')?;
+        let name = token.text.to_string();
+        self.config.global.spans.insert(name, token.span);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use bstr::{BStr, BString, ByteSlice};
 
+use super::limits::COMPLAINTS_MAX;
 use super::unique::Conflict;
 use super::{Form, Parsed, Parser, Stop, check_resource_name, empty_resource};
 use crate::keyword::Keyword;
@@ -43,11 +44,12 @@ impl Parser<'_> {
             return Err(Stop(1));
         }
         let brace = self.punct(b'{')?;
+        self.count_resource()?;
         self.unique("resource section", name.text.as_bstr(), brace.span)?;
         let mut res = empty_resource(name.text, brace.span);
         let result = self.resource_body(&mut res);
         self.v9_finish(&mut res);
-        if result.is_ok() {
+        if result.is_ok() && !self.stepped_over {
             self.compare_volume_sets(&res);
         }
         self.config.resources.push(res);
@@ -56,18 +58,22 @@ impl Parser<'_> {
 
     /// Statements up to `}` or the end of the file.
     fn resource_body(&mut self, res: &mut Resource) -> Parsed {
+        let depth = self.depth;
         loop {
             let token = self.next();
             self.statement = token.span;
-            match token.kind {
+            let result = match token.kind {
                 // A resource that ends with its file is complete, as in the original.
                 Kind::Punct(b'}') | Kind::End => return Ok(()),
-                Kind::Key(k) => self.resource_statement(res, k, &token)?,
-                _ => {
-                    if !self.v9_resource_statement(res, &token)? {
-                        return Err(self.not_a_resource_statement(&token));
-                    }
-                }
+                Kind::Key(k) => self.resource_statement(res, k, &token),
+                _ => match self.v9_resource_statement(res, &token) {
+                    Ok(false) => Err(self.not_a_resource_statement(&token)),
+                    Ok(true) => Ok(()),
+                    Err(stop) => Err(stop),
+                },
+            };
+            if !self.go_on(result, depth)? {
+                return Ok(());
             }
         }
     }
@@ -208,7 +214,7 @@ impl Parser<'_> {
             _ => self.meta_disk(volume, keyword == Keyword::FlexibleMetaDisk, token.span),
         };
         res.volumes = volumes;
-        result.map(drop)
+        result
     }
 
     /// All hosts must have the same volumes of the same kind. Spec §6.4.
@@ -220,6 +226,9 @@ impl Parser<'_> {
         for other in others {
             for text in volume_set_differences(&res.name, first, other) {
                 self.later(&text);
+            }
+            if self.diagnostics.items.len() >= COMPLAINTS_MAX {
+                return;
             }
         }
     }
@@ -243,7 +252,7 @@ pub(crate) fn volume_set_differences(
     let mut texts = Vec::new();
     let mut a = first.volumes.iter().peekable();
     let mut b = other.volumes.iter().peekable();
-    loop {
+    while texts.len() < COMPLAINTS_MAX {
         let (mine, theirs) = (a.peek(), b.peek());
         let order = match (mine, theirs) {
             (None, None) => return texts,
@@ -279,4 +288,5 @@ pub(crate) fn volume_set_differences(
             }
         }
     }
+    texts
 }

@@ -8,7 +8,7 @@ use bstr::{BString, ByteSlice};
 
 use super::{Parsed, Parser, Stop};
 use crate::keyword::Keyword;
-use crate::lex::{Kind, Token};
+use crate::lex::{Kind, Lexer, Token};
 use crate::model::{Address, HostSection, Opt, OptionList, Resource, Span};
 use crate::options::{self, Section};
 
@@ -62,12 +62,40 @@ pub(super) struct Version9 {
     connections: usize,
     /// Hosts whose address may still come from a connection.
     awaiting: Vec<BString>,
+    /// Where the next `connection` of the resource is, if that has been looked for.
+    ahead: Option<Ahead>,
+}
+
+/// The next `connection` on the level of the resource.
+#[derive(Clone, Copy)]
+enum Ahead {
+    /// There is none up to the end of the resource.
+    None,
+    /// It is at this offset of the file.
+    At(u32),
 }
 
 /// The host section of this name says the same address already.
 fn has_address(res: &Resource, name: &BString, address: &Address) -> bool {
     let same = |a: &Address| a.addr == address.addr && a.port == address.port;
     res.hosts.iter().any(|h| h.names.contains(name) && h.address.as_ref().is_some_and(same))
+}
+
+/// Offset of the word `connection` in the braces in which the lexer stands.
+fn find_connection(mut lexer: Lexer) -> Option<u32> {
+    let mut depth = 0usize;
+    loop {
+        let token = lexer.next();
+        match token.kind {
+            Kind::End => return None,
+            Kind::Punct(b'{') => depth += 1,
+            Kind::Punct(b'}') => depth = depth.checked_sub(1)?,
+            Kind::Word if depth == 0 && token.text == "connection" => {
+                return Some(token.span.offset);
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Parser<'_> {
@@ -315,20 +343,16 @@ impl Parser<'_> {
         true
     }
 
-    /// Looks for the word `connection` on the level of the resource, without taking anything.
-    fn connection_ahead(&self) -> bool {
-        let Some(input) = self.inputs.last() else { return false };
-        let mut lexer = input.lexer.clone();
-        let mut depth = 0usize;
-        loop {
-            let token = lexer.next();
-            match token.kind {
-                Kind::End => return false,
-                Kind::Punct(b'{') => depth += 1,
-                Kind::Punct(b'}') if depth == 0 => return false,
-                Kind::Punct(b'}') => depth -= 1,
-                Kind::Word if depth == 0 && token.text == "connection" => return true,
-                _ => {}
+    /// Is there a `connection` further on in the resource? Looked for once, not for every host.
+    fn connection_ahead(&mut self) -> bool {
+        let Some(lexer) = self.inputs.last().map(|i| i.lexer.clone()) else { return false };
+        match self.v9.ahead {
+            Some(Ahead::None) => false,
+            Some(Ahead::At(offset)) if lexer.peek().span.offset <= offset => true,
+            _ => {
+                let found = find_connection(lexer);
+                self.v9.ahead = Some(found.map_or(Ahead::None, Ahead::At));
+                found.is_some()
             }
         }
     }
@@ -346,6 +370,9 @@ impl Parser<'_> {
     pub(super) fn v9_finish(&mut self, res: &mut Resource) {
         self.v9_net_fencing(res);
         let v9 = std::mem::take(&mut self.v9);
+        if self.stepped_over {
+            return;
+        }
         for name in v9.awaiting {
             let host = res.hosts.iter().find(|h| h.names.first() == Some(&name));
             if let Some(host) = host.filter(|h| h.address.is_none()) {

@@ -13,18 +13,6 @@ pub(crate) const MINOR_MAX: u32 = 1_048_575;
 /// Largest volume number.
 pub(crate) const VOLUME_MAX: u32 = 65_535;
 
-/// What a `disk`, `device` or `meta-disk` keyword was followed by.
-pub(super) enum VolumeStatement {
-    /// The device was set.
-    Device,
-    /// The backing disk was set.
-    Disk,
-    /// Options of the volume were read.
-    Options,
-    /// The meta-data place was set.
-    MetaDisk,
-}
-
 impl Parser<'_> {
     /// `volume N { ... }` into the sorted list.
     pub(super) fn volume(&mut self, volumes: &mut Vec<Volume>, stacked: bool) -> Parsed {
@@ -33,29 +21,35 @@ impl Parser<'_> {
         let vnr = self.leading_number(&number, "volume", VOLUME_MAX);
         let mut volume = Volume { vnr, span: keyword, ..Volume::default() };
         self.punct(b'{')?;
+        let depth = self.depth;
         loop {
             let token = self.next();
-            match token.kind {
-                Kind::Punct(b'}') => break,
-                Kind::Key(Keyword::Device) => {
-                    self.device(&mut volume, token.span)?;
-                }
-                Kind::Key(Keyword::Disk) if !stacked => {
-                    self.disk(&mut volume, token.span)?;
-                }
-                Kind::Key(Keyword::MetaDisk | Keyword::FlexibleMetaDisk) if !stacked => {
-                    let flexible = token.kind == Kind::Key(Keyword::FlexibleMetaDisk);
-                    self.meta_disk(&mut volume, flexible, token.span)?;
-                }
-                _ => {
-                    let what = "device | disk | meta-disk | flex-meta-disk | }";
-                    return Err(self.expected(what, &token, Form::Numbered));
-                }
+            if token.kind == Kind::Punct(b'}') {
+                break;
+            }
+            let result = self.volume_statement(&mut volume, &token, stacked);
+            if !self.go_on(result, depth)? {
+                break;
             }
         }
         self.statement = keyword;
         self.insert_volume(volumes, volume);
         Ok(())
+    }
+
+    fn volume_statement(&mut self, volume: &mut Volume, token: &Token, stacked: bool) -> Parsed {
+        match token.kind {
+            Kind::Key(Keyword::Device) => self.device(volume, token.span),
+            Kind::Key(Keyword::Disk) if !stacked => self.disk(volume, token.span),
+            Kind::Key(Keyword::MetaDisk | Keyword::FlexibleMetaDisk) if !stacked => {
+                let flexible = token.kind == Kind::Key(Keyword::FlexibleMetaDisk);
+                self.meta_disk(volume, flexible, token.span)
+            }
+            _ => {
+                let what = "device | disk | meta-disk | flex-meta-disk | }";
+                Err(self.expected(what, token, Form::Numbered))
+            }
+        }
     }
 
     /// Keeps volumes sorted; a repeated number is refused (the original prints "internal error").
@@ -101,13 +95,13 @@ impl Parser<'_> {
     }
 
     /// What follows `device`. Spec §4.4, §6.4.
-    pub(super) fn device(&mut self, volume: &mut Volume, span: Span) -> Parsed<VolumeStatement> {
+    pub(super) fn device(&mut self, volume: &mut Volume, span: Span) -> Parsed {
         let mut name = None;
         let mut token = self.next();
         if token.kind != Kind::Key(Keyword::Minor) {
             if !matches!(token.kind, Kind::Word | Kind::Quoted) {
                 // As the original: nothing is said here; what follows is not a statement then.
-                return Ok(VolumeStatement::Device);
+                return Ok(());
             }
             name = Some(token.text);
             token = self.next();
@@ -123,8 +117,10 @@ impl Parser<'_> {
             _ => return Err(self.expected("minor | ;", &token, Form::Plain)),
         }
         volume.device_span = Some(span);
+        volume.name_span = name.is_some().then_some(span);
         self.set_device(volume, name, minor);
-        Ok(VolumeStatement::Device)
+        volume.minor_span = volume.minor.is_some().then_some(span);
+        Ok(())
     }
 
     fn set_device(&mut self, volume: &mut Volume, name: Option<BString>, minor: Option<u32>) {
@@ -184,7 +180,7 @@ impl Parser<'_> {
     }
 
     /// What follows `disk` where a volume may have one: a device, or options.
-    pub(super) fn disk(&mut self, volume: &mut Volume, span: Span) -> Parsed<VolumeStatement> {
+    pub(super) fn disk(&mut self, volume: &mut Volume, span: Span) -> Parsed {
         let token = match self.inputs.last() {
             Some(input) => input.lexer.peek(),
             None => self.next(),
@@ -192,7 +188,7 @@ impl Parser<'_> {
         match token.kind {
             Kind::Punct(b'{') => {
                 volume.disk_options = self.option_section(Section::Disk)?;
-                Ok(VolumeStatement::Options)
+                Ok(())
             }
             Kind::Word | Kind::Quoted => {
                 self.next();
@@ -200,19 +196,14 @@ impl Parser<'_> {
                 self.punct(b';')?;
                 volume.disk = Some(token.text);
                 volume.disk_span = Some(span);
-                Ok(VolumeStatement::Disk)
+                Ok(())
             }
             _ => Err(self.not_a_word("TK_STRING | {", &token)),
         }
     }
 
     /// What follows `meta-disk` and `flexible-meta-disk`.
-    pub(super) fn meta_disk(
-        &mut self,
-        volume: &mut Volume,
-        flexible: bool,
-        span: Span,
-    ) -> Parsed<VolumeStatement> {
+    pub(super) fn meta_disk(&mut self, volume: &mut Volume, flexible: bool, span: Span) -> Parsed {
         let device = self.word("TK_STRING")?.text;
         let internal = device == "internal";
         let mut index = if internal { MetaIndex::Internal } else { MetaIndex::Flexible };
@@ -231,7 +222,7 @@ impl Parser<'_> {
             }
         }
         volume.meta_disk = Some(MetaDisk { device, index, span });
-        Ok(VolumeStatement::MetaDisk)
+        Ok(())
     }
 }
 

@@ -24,6 +24,7 @@ const NODE: &str = "alpha";
 pub fn conf_parse(data: &[u8]) {
     let mut parts = data.split(|b| *b == 0);
     let main = parts.next().unwrap_or_default();
+    show(main);
     let names = ["a.res", "d/b.res", "d/c.res"];
     let files = MemoryLoader::default().with("t.conf", main);
     let files = names.iter().zip(parts).fold(files, |files, (name, part)| files.with(*name, part));
@@ -37,6 +38,15 @@ pub fn conf_parse(data: &[u8]) {
         if let (true, None, Some(dump)) = (accepted, loaded.exit, dump) {
             stays_the_same(&dump);
         }
+    }
+}
+
+/// What `drbdsetup show` is said to have printed: hostile, because anything can be in PATH.
+fn show(text: &[u8]) {
+    let main = Main::Show { resource: "r".into(), text: text.into() };
+    let request = Request { main, test: None, recover: false, node_minor: |_| None };
+    if let Ok(mut loaded) = load(&request, &MemoryLoader::default()) {
+        use_everything(&mut loaded);
     }
 }
 

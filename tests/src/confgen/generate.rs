@@ -558,9 +558,9 @@ impl Generator<'_> {
             _ => min + self.random.below(span),
         };
         match self.random.below(60) {
-            0..4 if unit == Unit::Kib => format!("{value}k"),
-            4..8 if unit == Unit::Sector => format!("{value}s"),
-            8..10 if unit != Unit::One => format!("{}K", value.div_ceil(2).max(1)),
+            0..4 if unit.shift() == 10 => format!("{value}k"),
+            4..8 if unit.shift() == 9 => format!("{value}s"),
+            8..10 if unit.shift() != 0 => format!("{}K", value.div_ceil(2).max(1)),
             10 => "10M".into(),
             11..15 => format!("\"{value}\""),
             15 if self.random.chance(30) => format!("{value}x"),
