@@ -13,8 +13,8 @@ common { startup { become-primary-on alpha; } }
 resource r0 {
     disk /dev/x;
     net { timeout 70; }
-    on alpha { device minor 7; meta-disk internal; address 127.0.0.1:7789; }
-    on bravo { device minor 7; meta-disk internal; address 127.0.0.1:7790; }
+    on alpha { device minor 7; meta-disk internal; address 192.0.2.1:7789; }
+    on bravo { device minor 7; meta-disk internal; address 192.0.2.2:7789; }
 }
 ";
 

@@ -41,6 +41,7 @@ struct Row {
     wall_ms_min: f64,
     wall_ms_median: f64,
     wall_ms_max: f64,
+    cpu_ms_median: f64,
     rss_kib_max: u64,
 }
 
@@ -116,6 +117,7 @@ fn generate(path: &Path, resources: u32) -> std::io::Result<()> {
 #[derive(Clone, Copy)]
 struct Figure {
     wall_ms: f64,
+    cpu_ms: f64,
     rss_kib: u64,
     exit_code: Option<i32>,
 }
@@ -125,7 +127,7 @@ fn one(program: &Path, file: &Path, command: &str, folder: &Path) -> std::io::Re
     let report = folder.join("rss");
     let start = Instant::now();
     let status = Command::new("/usr/bin/time")
-        .args(["-f", "%M", "-o"])
+        .args(["-f", "%M %U %S", "-o"])
         .arg(&report)
         .arg(program)
         .arg("-c")
@@ -136,14 +138,19 @@ fn one(program: &Path, file: &Path, command: &str, folder: &Path) -> std::io::Re
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()?;
+        .status()
+        .map_err(|e| std::io::Error::other(format!("/usr/bin/time (package time): {e}")))?;
     let wall_ms = start.elapsed().as_secs_f64() * 1000.0;
     let text = std::fs::read_to_string(&report).unwrap_or_default();
-    let rss_kib = text.lines().last().and_then(|l| l.trim().parse().ok()).unwrap_or(0);
-    Ok(Figure { wall_ms, rss_kib, exit_code: status.code() })
+    let mut words = text.lines().last().unwrap_or_default().split(' ');
+    let rss_kib = words.next().and_then(|w| w.parse().ok()).unwrap_or(0);
+    let cpu_ms = words.filter_map(|w| w.parse::<f64>().ok()).sum::<f64>() * 1000.0;
+    Ok(Figure { wall_ms, cpu_ms, rss_kib, exit_code: status.code() })
 }
 
 fn row(program: &'static str, resources: u32, command: &str, mut list: Vec<Figure>) -> Row {
+    let mut cpu: Vec<f64> = list.iter().map(|f| f.cpu_ms).collect();
+    cpu.sort_by(f64::total_cmp);
     list.sort_by(|a, b| a.wall_ms.total_cmp(&b.wall_ms));
     let at = |i: usize| list.get(i).map_or(0.0, |f| f.wall_ms);
     Row {
@@ -154,25 +161,27 @@ fn row(program: &'static str, resources: u32, command: &str, mut list: Vec<Figur
         wall_ms_min: at(0),
         wall_ms_median: at(list.len() / 2),
         wall_ms_max: at(list.len().saturating_sub(1)),
+        cpu_ms_median: cpu.get(cpu.len() / 2).copied().unwrap_or(0.0),
         rss_kib_max: list.iter().map(|f| f.rss_kib).max().unwrap_or(0),
     }
 }
 
 fn print_table(args: &Args, rows: &[Row]) {
-    println!("{} runs each, wall time in ms, largest memory in MiB", args.runs);
+    println!("{} runs each, wall time and median CPU time in ms, largest memory in MiB", args.runs);
     println!(
-        "{:>9} {:<8} {:<9} {:>9} {:>9} {:>9} {:>8} {:>5}",
-        "resources", "command", "program", "min", "median", "max", "MiB", "exit"
+        "{:>9} {:<8} {:<9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>5}",
+        "resources", "command", "program", "min", "median", "max", "CPU", "MiB", "exit"
     );
     for r in rows {
         println!(
-            "{:>9} {:<8} {:<9} {:>9.1} {:>9.1} {:>9.1} {:>8.1} {:>5}",
+            "{:>9} {:<8} {:<9} {:>9.1} {:>9.1} {:>9.1} {:>8.0} {:>8.1} {:>5}",
             r.resources,
             r.command,
             r.program,
             r.wall_ms_min,
             r.wall_ms_median,
             r.wall_ms_max,
+            r.cpu_ms_median,
             mib(r.rss_kib_max),
             r.exit_code.map_or_else(|| "-".into(), |c| c.to_string())
         );
