@@ -7,6 +7,7 @@
 pub mod confcase;
 pub mod confgen;
 pub mod guest;
+pub mod handshake_case;
 pub mod kernel_node;
 pub mod metagen;
 pub mod need;

@@ -92,6 +92,15 @@ enum Soak {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Random handshakes, our decision against the kernel's, in a guest (three to five a second).
+    Handshake {
+        /// How many.
+        #[arg(long, default_value_t = 2_000)]
+        cases: u64,
+        /// First seed.
+        #[arg(long, default_value_t = 1_000)]
+        seed: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -122,7 +131,14 @@ fn lint() -> Result<(), Failure> {
 }
 
 fn soak(suite: &Soak) -> Result<(), Failure> {
-    let Soak::Conf { cases, seed } = suite;
+    let (cases, seed) = match suite {
+        Soak::Conf { cases, seed } => (cases, seed),
+        Soak::Handshake { cases, seed } => {
+            let words = ["test", "-p", "drbdrs-tests", "--test", "kernel_handshake"];
+            let run = run::command("cargo", &words).env("DRBDRS_CASES", &cases.to_string());
+            return run.env("DRBDRS_SEED", &seed.to_string()).run();
+        }
+    };
     run::cargo(&["build", "--release", "-p", "drbdadm"])?;
     let cases = cases.to_string();
     let seed = seed.map(|s| s.to_string());

@@ -50,6 +50,15 @@ impl Job {
         String::from_utf8_lossy(&self.received).into_owned()
     }
 
+    /// What it has said since the last call; for scripts that go on talking.
+    ///
+    /// # Errors
+    /// The guest is gone, or the script has ended.
+    pub fn take(&mut self) -> Result<String> {
+        ensure!(!self.is_done()?, "ended: {}\n{}", self.script, self.so_far());
+        Ok(String::from_utf8_lossy(&std::mem::take(&mut self.received)).into_owned())
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

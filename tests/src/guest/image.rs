@@ -10,6 +10,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use drbd_wire::Algorithm;
@@ -29,6 +30,11 @@ const SOURCES: &[&str] = &[
     include_str!("modules.rs"),
     include_str!("cpio.rs"),
 ];
+
+/// Its time says when an image was last used.
+const USED: &str = "used";
+/// Images of other recipes that were not used for so long go when a new one is built.
+const UNUSED_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Where the multi-architecture libraries are.
 const LIBRARIES: &str = "lib/x86_64-linux-gnu";
@@ -81,6 +87,8 @@ pub fn existing() -> Option<Image> {
 /// Packages can not be had or do not contain what is needed.
 pub fn image() -> Result<Image> {
     if let Some(image) = existing() {
+        // Says that this recipe is in use; a cache that is read-only does no harm.
+        let _ = File::create(folder().join(recipe()).join(USED));
         return Ok(image);
     }
     let _lock = lock()?;
@@ -135,10 +143,23 @@ fn build() -> Result<Image> {
         fs::rename(&place, work.path().join("old"))?;
     }
     fs::rename(&new, &place)?;
+    File::create(place.join(USED))?;
+    forget_unused(&folder)?;
     let image = existing().context("the image vanished")?;
     let size = fs::metadata(&image.initrd)?.len() >> 20;
     println!("guest: Linux {version}, root file system of {size} MiB in {}", place.display());
     Ok(image)
+}
+
+fn forget_unused(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let Ok(used) = fs::metadata(path.join(USED)).and_then(|m| m.modified()) else { continue };
+        if used.elapsed().is_ok_and(|age| age > UNUSED_MAX) {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn kernel_version(tree: &Path) -> Result<String> {
