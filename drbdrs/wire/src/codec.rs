@@ -179,14 +179,17 @@ impl<'a> Body<'a> {
             .position(|byte| *byte == 0)
             .ok_or(PeerError::Unterminated { command, field })?;
         let name = bytes.get(..end).unwrap_or_default();
-        // Names are ASCII; anything else is none that we could know, and stays recognisable.
-        Ok(String::from_utf8_lossy(name).into_owned())
+        // Names are ASCII; anything else is none that we could know.
+        Ok(name.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect())
     }
 
     fn protocol(&self, context: &Context) -> Result<ProtocolParams, PeerError> {
         let (raw, rest) = self.head::<layout::Protocol>()?;
-        let integrity_alg =
-            if context.version >= 87 { self.name("integrity_alg", rest)? } else { String::new() };
+        let integrity_alg = match (context.version, rest) {
+            (87.., name) => self.name("integrity_alg", name)?,
+            (_, []) => String::new(),
+            _ => return Err(self.length("24 bytes")),
+        };
         let conn_flags = raw.conn_flags.get();
         Ok(ProtocolParams {
             protocol: raw.protocol.get(),
@@ -208,8 +211,10 @@ impl<'a> Body<'a> {
         if context.version < 89 {
             let (raw, rest) = self.head::<layout::One>()?;
             params.resync_rate = raw.value.get();
-            if context.version == 88 {
-                params.verify_alg = self.name("verify_alg", rest)?;
+            match (context.version, rest) {
+                (88, name) => params.verify_alg = self.name("verify_alg", name)?,
+                (_, []) => {}
+                _ => return Err(self.length("4 bytes")),
             }
             return Ok(params);
         }
@@ -217,7 +222,11 @@ impl<'a> Body<'a> {
         params.resync_rate = raw.resync_rate.get();
         params.verify_alg = self.name("verify_alg", &raw.verify_alg)?;
         params.csums_alg = self.name("csums_alg", &raw.csums_alg)?;
-        if context.version >= 95 {
+        if context.version < 95 {
+            if !rest.is_empty() {
+                return Err(self.length("132 bytes"));
+            }
+        } else {
             let raw = layout::SyncController::read_from_bytes(rest)
                 .map_err(|_| self.length("148 bytes"))?;
             params.controller = Some(ControllerParams {

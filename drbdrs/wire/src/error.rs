@@ -89,6 +89,12 @@ pub enum PeerError {
         /// Which field.
         field: &'static str,
     },
+    /// A compressed bitmap without code.
+    #[error("ReportCBitmap packet too small (l:{0})")]
+    BitmapTooSmall(u32),
+    /// A compressed bitmap that does not fit into 4096 bytes with its header.
+    #[error("ReportCBitmap packet too large (l:{0})")]
+    BitmapTooLarge(u32),
     /// Run-length code of an unknown kind.
     #[error("receive_bitmap_c: unknown encoding {0}")]
     BitmapEncoding(u8),

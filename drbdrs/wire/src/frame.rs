@@ -147,7 +147,7 @@ fn first_word(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |word| u32::from_be_bytes(*word))
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     volume: u16,
     command: u16,
@@ -181,7 +181,8 @@ fn shape_on_data(context: &Context, command: Command) -> Option<Shape> {
     let data = || Shape { fixed: 24 + context.digest_len(), tail: Tail::Data };
     Some(match command {
         Command::UnplugRemote => exactly(0),
-        Command::Bitmap | Command::CompressedBitmap => inline(0, 4096 - context.header_len()),
+        Command::Bitmap => inline(0, 4096 - context.header_len()),
+        Command::CompressedBitmap => inline(2, 4096 - context.header_len() - 2),
         Command::SyncParam | Command::SyncParam89 => sync_param_shape(context.version),
         Command::State => exactly(4),
         Command::Barrier
@@ -326,7 +327,7 @@ pub enum Want {
 }
 
 /// Cuts one stream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
     stream: Stream,
     /// What was agreed; to be changed between packets only.
@@ -336,7 +337,7 @@ pub struct Reader {
     state: State,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Header,
     Inline { header: Header, command: Command, inline: usize, data: u32 },
@@ -448,6 +449,9 @@ fn split(command: Command, shape: &Shape, length: u32) -> Result<(usize, u32), P
     let name = CommandName::from(command);
     let len = length as usize;
     let Some(rest) = len.checked_sub(shape.fixed) else {
+        if command == Command::CompressedBitmap {
+            return Err(PeerError::BitmapTooSmall(length));
+        }
         let expected = u32::try_from(shape.fixed).unwrap_or(u32::MAX);
         return Err(PeerError::TooShort { command: name, expected, length });
     };
@@ -465,6 +469,7 @@ fn split(command: Command, shape: &Shape, length: u32) -> Result<(usize, u32), P
                 let limit = u32::try_from(shape.fixed + most).unwrap_or(u32::MAX);
                 Err(PeerError::SyncParamTooLong { length, limit })
             }
+            Command::CompressedBitmap => Err(PeerError::BitmapTooLarge(length)),
             _ => Err(PeerError::Length { command: name, length, allowed: "less" }),
         },
         Tail::Inline(_) => Ok((len, 0)),

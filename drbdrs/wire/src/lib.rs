@@ -20,6 +20,8 @@ pub mod frame;
 pub mod fuzz;
 mod layout;
 pub mod packet;
+#[cfg(test)]
+mod packet_tests;
 
 pub use codec::{decode, encode};
 pub use command::Command;

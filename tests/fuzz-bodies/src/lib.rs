@@ -64,6 +64,16 @@ pub fn meta_data(data: &[u8]) {
     }
 }
 
+/// Peer protocol: a stream of packets.
+pub fn packets(data: &[u8]) {
+    drbd_wire::fuzz::packets(data);
+}
+
+/// Peer protocol: a compressed bitmap.
+pub fn bitmap_rle(data: &[u8]) {
+    drbd_wire::fuzz::bitmap_rle(data);
+}
+
 fn read(files: &MemoryLoader, recover: bool) -> Option<Loaded> {
     let main = Main::File(Path::new("t.conf"));
     let request = Request { main, test: None, recover, node_minor: |_| None };

@@ -7,9 +7,11 @@ fn corpora_and_regressions_hold() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let fuzz = here.ancestors().nth(2).unwrap().join("fuzz");
     type Body = fn(&[u8]);
-    let targets: [(&str, Body); 2] = [
+    let targets: [(&str, Body); 4] = [
+        ("bitmap_rle", drbdrs_fuzz_bodies::bitmap_rle),
         ("conf_parse", drbdrs_fuzz_bodies::conf_parse),
         ("meta_data", drbdrs_fuzz_bodies::meta_data),
+        ("packets", drbdrs_fuzz_bodies::packets),
     ];
     for (target, body) in targets {
         let mut count = 0;

@@ -236,6 +236,8 @@ impl Handshake {
             PeerError::Magic { .. }
             | PeerError::Padding
             | PeerError::SyncParamTooLong { .. }
+            | PeerError::BitmapTooSmall(_)
+            | PeerError::BitmapTooLarge(_)
             | PeerError::BitmapEncoding(_)
             | PeerError::BitmapOverflow { .. }
             | PeerError::BitmapCode { .. }
