@@ -137,6 +137,8 @@ mod tests {
         let rows = [
             ("fine", UP, 101, plain, None),
             ("no disk", Fields { disk: Dstate::Diskless, ..UP }, 101, plain, Some(138)),
+            ("an Inconsistent disk is one", Fields { disk: Dstate::Inconsistent, ..UP }, 101, plain, None),
+            ("a Negotiating one is not yet", Fields { disk: Dstate::Negotiating, ..UP }, 101, plain, Some(138)),
             ("resync", Fields { conn: Cstate::SyncSource, ..UP }, 101, plain, Some(130)),
             ("verify", Fields { conn: Cstate::VerifyT, ..UP }, 101, plain, Some(130)),
             ("nobody Primary", secondary, 101, plain, Some(131)),
