@@ -6,7 +6,7 @@ use crate::io::Memory;
 use crate::last_known::LastKnown;
 use crate::layout::Placement;
 use crate::ops::MoveJournal;
-use crate::parse::{Dump, ParseError};
+use crate::parse::{Dump, Head, ParseError, Source};
 use crate::superblock::Superblock;
 use crate::units::ByteLen;
 use crate::v07::OldSuperblock;
@@ -64,11 +64,35 @@ pub fn al_old(data: &[u8]) {
     let _ = scan_old(data, u32::MAX);
 }
 
-/// The text of a dump.
+/// The text of a dump, which says the same however it comes in pieces.
 pub fn dump_text(data: &[u8]) {
-    let mut dump = Dump::new(data);
-    if dump.version().is_ok() && dump.head().is_ok() {
-        let _ = dump.bitmap::<ParseError>(|_, _| Ok(()));
+    assert_eq!(read_dump(data), read_dump(Trickle { data, step: 1 }));
+}
+
+fn read_dump(source: impl Source) -> Result<(Head, u64, u64), ParseError> {
+    let mut dump = Dump::new(source);
+    dump.version()?;
+    let head = dump.head()?;
+    let (mut values, mut sum) = (0u64, 0u64);
+    dump.bitmap::<ParseError>(|value, times| {
+        values = values.saturating_add(times);
+        sum = sum.rotate_left(1) ^ value;
+        Ok(())
+    })?;
+    Ok((head, values, sum))
+}
+
+/// A source that gives a few bytes at a time, now more and now less.
+struct Trickle<'a> {
+    data: &'a [u8],
+    step: usize,
+}
+
+impl Source for Trickle<'_> {
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        self.step = self.step % 90 + 7;
+        let len = self.step.min(into.len());
+        self.data.read(into.get_mut(..len).unwrap_or_default())
     }
 }
 
@@ -91,6 +115,7 @@ mod tests {
     use crate::al::initialised_block;
     use crate::io::IoError;
     use crate::layout::{AlGeometry, Layout};
+    use alloc::string::ToString;
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
@@ -146,6 +171,24 @@ mod tests {
             text.truncate(cut.index(text.len()));
             dump_text(&text);
         }
+    }
+
+    #[test]
+    fn long_dumps_are_read_in_pieces() {
+        let mut text = b"version \"v08\";uuid{0x0000000000000004;0x0000000000000000;\
+            0x0000000000000000;0x0000000000000000;flags 0x00000080;}la-size-sect 16;\
+            bm-byte-per-bit 4096;device-uuid 0x0000000000000000;bm {"
+            .to_vec();
+        text.extend([b'#'; 200_000]);
+        for n in 0..20_000u64 {
+            text.extend(alloc::format!("\n{n} times 0x{n:016X};").bytes());
+        }
+        let whole = [&text[..], b"}"].concat();
+        let (_, values, _) = read_dump(&whole[..]).unwrap();
+        assert_eq!(values, (0..20_000).sum::<u64>());
+        dump_text(&whole);
+        let error = read_dump(&text[..]).unwrap_err().to_string();
+        assert!(error.starts_with("Parse error in line 20001: "), "{error}");
     }
 
     #[test]

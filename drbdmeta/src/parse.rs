@@ -105,20 +105,62 @@ impl fmt::Display for ParseError {
 
 impl core::error::Error for ParseError {}
 
+/// Where a dump comes from, piece by piece: it may be several times as large as its bitmap.
+pub trait Source {
+    /// Fills the start of the slice and says how much; 0 at the end. An implementation that can
+    /// fail has to remember that and to say it is at the end.
+    fn read(&mut self, into: &mut [u8]) -> usize;
+}
+
+impl Source for &[u8] {
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        let len = self.len().min(into.len());
+        let (now, later) = self.split_at_checked(len).unwrap_or_default();
+        into.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
+        *self = later;
+        len
+    }
+}
+
+/// What is read from the source at once.
+const PIECE: usize = 1 << 16;
+/// More than any token has, and than any message shows.
+const AHEAD: usize = 64;
+
 /// A dump being read.
-#[derive(Clone, Debug)]
-pub struct Dump<'a> {
-    text: &'a [u8],
+#[derive(Debug)]
+pub struct Dump<S> {
+    source: S,
+    /// Read, but in part not used yet.
+    text: Vec<u8>,
     at: usize,
     line: u32,
     complaint: Option<String>,
     ahead: Option<Token>,
 }
 
-impl<'a> Dump<'a> {
+impl<S: Source> Dump<S> {
     /// Starts to read.
-    pub const fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0, line: 1, complaint: None, ahead: None }
+    pub const fn new(source: S) -> Self {
+        Self { source, text: Vec::new(), at: 0, line: 1, complaint: None, ahead: None }
+    }
+
+    /// Makes sure that the next token is there as a whole.
+    fn look_ahead(&mut self) {
+        if self.text.len().saturating_sub(self.at) >= AHEAD {
+            return;
+        }
+        self.text.drain(..self.at.min(self.text.len()));
+        self.at = 0;
+        while self.text.len() < AHEAD {
+            let old = self.text.len();
+            self.text.resize(PIECE, 0);
+            let read = self.source.read(self.text.get_mut(old..).unwrap_or_default());
+            self.text.truncate(old + read);
+            if read == 0 {
+                return;
+            }
+        }
     }
 
     /// Reads the version statement.
@@ -302,7 +344,11 @@ impl<'a> Dump<'a> {
 
     fn scan(&mut self) -> Token {
         self.skip_blank();
+        let mut start = [0; AHEAD];
         let rest = self.text.get(self.at..).unwrap_or_default();
+        let len = rest.len().min(AHEAD);
+        start.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        let rest = start.get(..len).unwrap_or_default();
         let Some(&first) = rest.first() else { return Token::End };
         match first {
             b'{' | b'}' | b';' | b'[' | b']' => {
@@ -320,16 +366,19 @@ impl<'a> Dump<'a> {
     }
 
     fn skip_blank(&mut self) {
-        while let Some(byte) = self.text.get(self.at) {
+        let mut is_comment = false;
+        loop {
+            self.look_ahead();
+            let Some(byte) = self.text.get(self.at) else { return };
             match byte {
-                b'\n' => self.line = self.line.saturating_add(1),
-                b' ' | b'\t' | b'\r' => {}
-                b'#' => {
-                    let rest = self.text.get(self.at..).unwrap_or_default();
-                    self.at += rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
-                    continue;
+                b'\n' => {
+                    self.line = self.line.saturating_add(1);
+                    is_comment = false;
                 }
-                _ => break,
+                _ if is_comment => {}
+                b' ' | b'\t' | b'\r' => {}
+                b'#' => is_comment = true,
+                _ => return,
             }
             self.at += 1;
         }

@@ -2,13 +2,14 @@
 //!
 //! Spec: metadata.md §8.6.3.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek};
 
 use drbdmeta::bitmap::Region;
 use drbdmeta::io::{IoError, MetaIo};
 use drbdmeta::layout::{AlGeometry, Layout};
 use drbdmeta::ops;
-use drbdmeta::parse::{Dump, Head, ParseError};
+use drbdmeta::parse::{Dump, Head, ParseError, Source};
 use drbdmeta::superblock::{Flags, Superblock};
 use drbdmeta::units::{ByteOffset, Gi, SectorCount};
 
@@ -18,32 +19,83 @@ use super::store::Store;
 use super::talk::{err, is_confirmed, out};
 use super::{Exit, backup, existing};
 
-fn text(run: &Invocation) -> Result<Vec<u8>, Exit> {
-    match run.arguments.first() {
-        Some(path) => {
-            std::fs::read(path).map_err(|_| Exit::new(20, format!("open of '{path}' failed.")))
+/// The dump: a file is read piece by piece, as often as needed; standard input may be a pipe and
+/// is kept.
+enum Input {
+    File(File, Option<std::io::Error>),
+    Kept(Vec<u8>, usize),
+}
+
+impl Input {
+    fn open(run: &Invocation) -> Result<Self, Exit> {
+        if let Some(path) = run.arguments.first() {
+            let failed = |_| Exit::new(20, format!("open of '{path}' failed."));
+            let file = File::open(path).map_err(failed)?;
+            if file.metadata().is_ok_and(|about| about.is_file()) {
+                return Ok(Self::File(file, None));
+            }
+            return Self::keep(file);
         }
-        None => {
-            let mut text = Vec::new();
-            let read = std::io::stdin().lock().read_to_end(&mut text);
-            read.map_err(|e| Exit::new(10, format!("reading standard input failed: {e}")))?;
-            Ok(text)
+        Self::keep(std::io::stdin().lock())
+    }
+
+    fn keep(mut from: impl Read) -> Result<Self, Exit> {
+        let mut text = Vec::new();
+        from.read_to_end(&mut text).map_err(|e| unreadable(&e))?;
+        Ok(Self::Kept(text, 0))
+    }
+
+    fn rewind(&mut self) -> Result<(), Exit> {
+        match self {
+            Self::File(file, _) => file.rewind().map_err(|e| unreadable(&e)),
+            Self::Kept(_, at) => {
+                *at = 0;
+                Ok(())
+            }
+        }
+    }
+
+    /// An error of the text, unless it could not be read.
+    fn explain(&self, error: &ParseError) -> Exit {
+        match self {
+            Self::File(_, Some(e)) => unreadable(e),
+            _ => Exit::new(10, error.to_string()),
         }
     }
 }
 
-fn syntax(error: &ParseError) -> Exit {
-    Exit::new(10, error.to_string())
+fn unreadable(e: &std::io::Error) -> Exit {
+    Exit::new(10, format!("reading the dump failed: {}", super::system(e)))
+}
+
+impl Source for &mut Input {
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        match self {
+            Input::File(file, error) => file.read(into).unwrap_or_else(|e| {
+                *error = Some(e);
+                0
+            }),
+            Input::Kept(text, at) => {
+                let mut rest = text.get(*at..).unwrap_or_default();
+                let len = Source::read(&mut rest, into);
+                *at += len;
+                len
+            }
+        }
+    }
 }
 
 pub(super) fn verify(run: &Invocation) -> Result<(), Exit> {
-    let text = text(run)?;
-    let mut dump = Dump::new(&text);
-    dump.version().map_err(|e| syntax(&e))?;
-    dump.head().map_err(|e| syntax(&e))?;
-    dump.bitmap::<ParseError>(|_, _| Ok(())).map_err(|e| syntax(&e))?;
+    let mut input = Input::open(run)?;
+    let mut dump = Dump::new(&mut input);
+    let read = dump.version().and_then(|()| dump.head()).and_then(|_| skip_bitmap(&mut dump));
+    read.map_err(|e| input.explain(&e))?;
     out("input file parsed ok\n");
     Ok(())
+}
+
+fn skip_bitmap<S: Source>(dump: &mut Dump<S>) -> Result<(), ParseError> {
+    dump.bitmap(|_, _| Ok(()))
 }
 
 pub(super) fn restore(o: &mut Opened<'_>) -> Result<(), Exit> {
@@ -51,16 +103,22 @@ pub(super) fn restore(o: &mut Opened<'_>) -> Result<(), Exit> {
     if is_found && !is_confirmed("Valid meta-data in place, overwrite?", o.run.options.force) {
         return Err(Exit::silent(super::FAILURE));
     }
-    let text = text(o.run)?;
-    let mut dump = Dump::new(&text);
-    dump.version().map_err(|e| syntax(&e))?;
-    err("reinitializing\n");
+    let mut input = Input::open(o.run)?;
+    let mut dump = Dump::new(&mut input);
+    let version = dump.version();
+    if version.is_ok() {
+        err("reinitializing\n");
+    }
+    // A faulty dump must not leave half a bitmap behind: all of it is read twice.
+    let head = version.and_then(|()| dump.head());
+    let head = head.map_err(|e| input.explain(&e))?;
     // The shape of the log is in the dump; what the check says uses it.
-    let head = dump.head().map_err(|e| syntax(&e))?;
     let layout = new_layout(o, &head)?;
     existing::check(o, &layout)?;
-    // A faulty dump must not leave half a bitmap behind: read all of it first.
-    dump.clone().bitmap::<ParseError>(|_, _| Ok(())).map_err(|e| syntax(&e))?;
+    input.rewind()?;
+    let mut dump = Dump::new(&mut input);
+    let read = dump.version().and_then(|()| dump.head()).and_then(|_| skip_bitmap(&mut dump));
+    read.map_err(|e| input.explain(&e))?;
     let sb = superblock(&head, &layout)?;
     match o.found.clone() {
         Found::Here(_, old) | Found::LastKnown(_, old, _) => {
@@ -70,9 +128,14 @@ pub(super) fn restore(o: &mut Opened<'_>) -> Result<(), Exit> {
     }
     let region = Region::new(&layout, sb.la_size);
     let has_old = o.read_block(layout.superblock)?.iter().any(|b| *b != 0);
-    let fill = |io: &mut Store, _: &Layout| write_bitmap(io, &region, &mut dump);
-    ops::create(&mut o.io, &layout, &sb, has_old, fill).map_err(|e: IoError| {
-        Exit::failure(format!("{}\nWriting failed", super::store::describe(&e)))
+    input.rewind()?;
+    let mut dump = Dump::new(&mut input);
+    let again = dump.version().and_then(|()| dump.head()).map_err(Fill::Text);
+    let fill =
+        |io: &mut Store, _: &Layout| again.and_then(|_| write_bitmap(io, &region, &mut dump));
+    ops::create(&mut o.io, &layout, &sb, has_old, fill).map_err(|e| match e {
+        Fill::Io(e) => Exit::failure(format!("{}\nWriting failed", super::store::describe(&e))),
+        Fill::Text(e) => input.explain(&e),
     })?;
     o.update_note(&sb);
     out("Successfully restored meta data\n");
@@ -112,38 +175,45 @@ fn superblock(head: &Head, layout: &Layout) -> Result<Superblock, Exit> {
     Ok(sb)
 }
 
-/// An error of the device, or of the text (which has been checked before).
+/// An error of the device, or of the text (which has been read before, but may have changed).
 enum Fill {
     Io(IoError),
-    Text,
+    Text(ParseError),
 }
 
 impl From<ParseError> for Fill {
-    fn from(_: ParseError) -> Self {
-        Self::Text
+    fn from(e: ParseError) -> Self {
+        Self::Text(e)
+    }
+}
+
+impl From<IoError> for Fill {
+    fn from(e: IoError) -> Self {
+        Self::Io(e)
     }
 }
 
 const PIECE: usize = 1 << 20;
 
-fn write_bitmap(io: &mut dyn MetaIo, region: &Region, dump: &mut Dump<'_>) -> Result<(), IoError> {
+fn write_bitmap<S: Source>(
+    io: &mut dyn MetaIo,
+    region: &Region,
+    dump: &mut Dump<S>,
+) -> Result<(), Fill> {
     let mut piece: Vec<u8> = Vec::with_capacity(PIECE);
     let (mut at, mut given) = (0u64, 0u64);
     let len = region.len.0;
-    let result = dump.bitmap::<Fill>(|value, times| {
+    dump.bitmap::<Fill>(|value, times| {
         given = given.saturating_add(times.saturating_mul(8));
         let fits = times.min((len - at - length(&piece)) / 8);
         for _ in 0..fits {
             piece.extend_from_slice(&value.to_le_bytes());
             if piece.len() == PIECE {
-                put(io, region, &mut at, &mut piece).map_err(Fill::Io)?;
+                put(io, region, &mut at, &mut piece)?;
             }
         }
         Ok(())
-    });
-    if let Err(Fill::Io(e)) = result {
-        return Err(e);
-    }
+    })?;
     if given > len {
         err(&format!(
             "in meta_restore_md: truncating byte count from {given} to {len}\n\
@@ -155,7 +225,7 @@ fn write_bitmap(io: &mut dyn MetaIo, region: &Region, dump: &mut Dump<'_>) -> Re
     put(io, region, &mut at, &mut piece)?;
     let end = ByteOffset(region.start.0 + at);
     let left = (len - at).min(io.device_len().0.saturating_sub(end.0));
-    io.write_zeros(end, drbdmeta::units::ByteLen(left))
+    Ok(io.write_zeros(end, drbdmeta::units::ByteLen(left))?)
 }
 
 fn put(
