@@ -220,6 +220,7 @@ commands! {
     Experts "check-resize" Volume false false Short CheckResize "prepare for a moved end of the disk";
 
     Unlisted "syncer" Resource true true Short Syncer "8.3: apply the options of the file";
+    Unlisted "why" Resource false false Short SetupResource "explain what the resource does or waits for";
     Unlisted "lint" Nothing false false None Native "check the configuration, with explanations";
     Unlisted "completion" Nothing false false None Native "print the completion script for a shell";
     Unlisted "man" Nothing false false None Native "print the manual page";

@@ -316,6 +316,24 @@ fn a_daemon_that_dies_or_talks_nonsense_is_an_error() {
 }
 
 #[test]
+fn one_tool_at_a_time_per_minor() {
+    let daemon = Daemon::new(sample_script);
+    let path = daemon.socket().with_file_name("drbd-147-5");
+    let file = std::fs::File::create(&path).unwrap();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let (code, _, stderr) = daemon.run("primary 5");
+    let pid = std::process::id();
+    let text = format!("lock on {} currently held by pid:{pid}\n", path.display());
+    assert_eq!((code, stderr), (20, text));
+    assert!(daemon.told().is_empty());
+    // Looking needs no lock, nor does another minor.
+    assert_eq!(daemon.run("cstate 5").0, 10);
+    assert_eq!(daemon.run("primary 6").0, 0);
+    drop(file);
+    assert_eq!(daemon.run("primary 5").0, 0);
+}
+
+#[test]
 fn text_of_the_daemon_is_printed() {
     let daemon = Daemon::new(|_| {
         let text = "r0: waits for its peer.\n".into();

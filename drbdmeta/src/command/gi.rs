@@ -2,6 +2,7 @@
 //!
 //! Spec: metadata.md §8.4.
 
+use drbd_types::{LEGEND_ABOVE, LEGEND_BELOW};
 use drbdmeta::superblock::{Flags, Superblock};
 use drbdmeta::units::{Gi, HumanKib};
 
@@ -36,26 +37,6 @@ pub(super) fn get(o: &Opened<'_>) -> Result<(), Exit> {
     out(&format!("{}\n", line(&sb)));
     Ok(())
 }
-
-const LEGEND_ABOVE: &str = "
-       +--<  Current data generation UUID  >-
-       |               +--<  Bitmap's base data generation UUID  >-
-       |               |                 +--<  younger history UUID  >-
-       |               |                 |         +-<  older history  >-
-       V               V                 V         V
-";
-
-const LEGEND_BELOW: &str = "
-                                                                    ^ ^ ^ ^ ^ ^ ^
-                                      -<  Data consistency flag  >--+ | | | | | |
-                             -<  Data was/is currently up-to-date  >--+ | | | | |
-                                  -<  Node was/is currently primary  >--+ | | | |
-                                  -<  Node was/is currently connected  >--+ | | |
-         -<  Node was in the progress of setting all bits in the bitmap  >--+ | |
-                        -<  The peer's disk was out-dated or inconsistent  >--+ |
-      -<  This node was a crashed primary, and has not seen its peer since   >--+
-
-";
 
 pub(super) fn show(o: &Opened<'_>) -> Result<(), Exit> {
     let (sb, _) = o.here("")?;

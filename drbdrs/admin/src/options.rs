@@ -26,9 +26,12 @@ pub enum OptionValue {
 #[serde(transparent)]
 pub struct OptionSet(pub BTreeMap<String, OptionValue>);
 
-/// Why a value is not taken.
+/// Why a name or value is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
+    /// Not a name of a resource.
+    #[error("'{}' is not a name of a resource", .0.escape_debug())]
+    Name(String),
     /// No option of this name in the section.
     #[error("unknown option '{0}'")]
     Unknown(String),

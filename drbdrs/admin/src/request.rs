@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::OptionSet;
+use crate::{OptionError, OptionSet, Section};
 
 /// One line to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -432,6 +432,47 @@ impl Request {
     #[must_use]
     pub const fn enveloped(self) -> Envelope {
         Envelope { version: crate::VERSION, timeout_ms: None, request: self }
+    }
+
+    /// Are names and values of options possible? The daemon asks this before it does anything;
+    /// [`crate::wire::request`] includes it.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), OptionError> {
+        let name = match self {
+            Self::NewResource { resource, options } => {
+                options.check(Section::Options)?;
+                Some(resource)
+            }
+            Self::ResourceOptions { resource, options, .. } => {
+                options.check(Section::Options)?;
+                Some(resource)
+            }
+            Self::Connect { resource, options, .. } => {
+                options.check(Section::Net)?;
+                Some(resource)
+            }
+            Self::DelResource { resource } | Self::NewMinor { resource, .. } => Some(resource),
+            Self::NetOptions { options, .. } => options.check(Section::Net).map(|()| None)?,
+            Self::Attach { options, .. } => options.check(Section::Disk).map(|()| None)?,
+            Self::DiskOptions { options, .. } => {
+                let fixed = ["size", "max-bio-bvecs"].iter().find(|n| options.0.contains_key(**n));
+                if let Some(name) = fixed {
+                    return Err(OptionError::Unknown((*name).into()));
+                }
+                options.check(Section::Disk).map(|()| None)?
+            }
+            _ => None,
+        };
+        // Such names would break the lines of every status output, or lead out of a directory.
+        let is_bad = |name: &&String| {
+            name.is_empty() || name.contains('/') || name.chars().any(char::is_control)
+        };
+        match name.filter(is_bad) {
+            Some(name) => Err(OptionError::Name(name.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Changes nothing: allowed to everybody who can reach the socket, and while another command

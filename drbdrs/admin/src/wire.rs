@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::{Serialize, de::DeserializeOwned};
+use drbd_types::Failure;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Answer, Envelope, LINE_MAX};
+use crate::{Answer, Envelope, LINE_MAX, Reply, VERSION};
 
 /// What goes wrong with lines.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,27 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
 /// Not JSON, or another message; the error says what was expected.
 pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
     Ok(serde_json::from_slice(line)?)
+}
+
+/// A request as the daemon takes it: version known, members known, values of options possible.
+///
+/// # Errors
+/// Failure 126 with an explanation, to be sent as the answer.
+pub fn request(line: &[u8]) -> Result<Envelope, Reply> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let refuse = |text: String| Reply::failed(Failure::BadRequest, &text);
+    let Version { version } = decode(line).map_err(|e| refuse(e.to_string()))?;
+    if version != VERSION {
+        return Err(refuse(format!(
+            "version {version} of the admin protocol is not spoken here, only {VERSION}"
+        )));
+    }
+    let envelope: Envelope = decode(line).map_err(|e| refuse(e.to_string()))?;
+    envelope.request.check().map_err(|e| refuse(e.to_string()))?;
+    Ok(envelope)
 }
 
 /// Reads a line of at most `max` bytes into `line`, which may hold the beginning of it from an
@@ -150,6 +172,27 @@ mod tests {
         assert_eq!(read(b"abc\n", 3), Err("a line is longer than 3 bytes".into()));
         assert_eq!(read(b"", 3), Ok((false, vec![])));
         assert_eq!(read(b"ab", 3), Err("the connection ended within a line".into()));
+    }
+
+    #[test]
+    fn requests_are_refused_with_a_reason() {
+        let reason = |line: &str| request(line.as_bytes()).unwrap_err().info.join("");
+        assert_eq!(request(b"x").unwrap_err().code, 126);
+        assert_eq!(
+            reason(r#"{"version":2,"request":{"command":"later"}}"#),
+            "version 2 of the admin protocol is not spoken here, only 1"
+        );
+        assert!(reason(r#"{"version":1,"request":{"command":"later"}}"#).contains("later"));
+        let options = r#"{"version":1,"request":{"command":"new-resource","resource":"r","options":{"on-no-data-accessible":"x"}}}"#;
+        assert_eq!(reason(options), r#"Option --on-no-data-accessible: invalid argument '"x"'"#);
+        let size = r#"{"version":1,"request":{"command":"disk-options","target":"all","options":{"size":8}}}"#;
+        assert_eq!(reason(size), "unknown option 'size'");
+        let fine = r#"{"version":1,"request":{"command":"disk-options","target":"all"}}"#;
+        assert!(request(fine.as_bytes()).is_ok());
+        for name in ["", "a/b", "a\nb"] {
+            let line = encode(&Request::DelResource { resource: name.into() }.enveloped()).unwrap();
+            assert!(request(&line).unwrap_err().info[0].contains("name"), "{name:?}");
+        }
     }
 
     #[test]

@@ -49,6 +49,28 @@ impl fmt::Display for Gi {
     }
 }
 
+/// What stands above the line of identifiers on the page `show-gi`. Spec: metadata.md §8.4.2.
+pub const LEGEND_ABOVE: &str = "
+       +--<  Current data generation UUID  >-
+       |               +--<  Bitmap's base data generation UUID  >-
+       |               |                 +--<  younger history UUID  >-
+       |               |                 |         +-<  older history  >-
+       V               V                 V         V
+";
+
+/// What stands below it.
+pub const LEGEND_BELOW: &str = "
+                                                                    ^ ^ ^ ^ ^ ^ ^
+                                      -<  Data consistency flag  >--+ | | | | | |
+                             -<  Data was/is currently up-to-date  >--+ | | | | |
+                                  -<  Node was/is currently primary  >--+ | | | |
+                                  -<  Node was/is currently connected  >--+ | | |
+         -<  Node was in the progress of setting all bits in the bitmap  >--+ | |
+                        -<  The peer's disk was out-dated or inconsistent  >--+ |
+      -<  This node was a crashed primary, and has not seen its peer since   >--+
+
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;

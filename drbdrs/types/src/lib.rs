@@ -13,7 +13,7 @@ mod state_word;
 pub mod units;
 
 pub use failure::Failure;
-pub use gi::Gi;
+pub use gi::{Gi, LEGEND_ABOVE, LEGEND_BELOW};
 pub use refusal::Refusal;
 pub use state::{Cstate, Dstate, Role};
 pub use state_word::{BadStateWord, Fields, StateWord};

@@ -7,6 +7,10 @@
 use std::path::Path;
 
 use bstr::{BStr, ByteSlice};
+use drbd_admin::render::{
+    self, Colour, Compat, Events, Events2, Events2Options, ProcOptions, ShowOptions, StatusOptions,
+};
+use drbd_admin::{Answer, Snapshot, Update, wire};
 use drbd_conf::check::check_resource;
 use drbd_conf::dump::{json, text, xml};
 use drbd_conf::expand::{Minors, expand, translate};
@@ -72,6 +76,69 @@ pub fn packets(data: &[u8]) {
 /// Peer protocol: a compressed bitmap.
 pub fn bitmap_rle(data: &[u8]) {
     drbd_wire::fuzz::bitmap_rle(data);
+}
+
+/// Admin protocol: a line from a client, as the daemon takes it, or a line from a daemon, with every
+/// view of the state that is in it. The first byte says which.
+pub fn admin(data: &[u8]) {
+    let Some((kind, line)) = data.split_first() else { return };
+    if kind.is_multiple_of(2) {
+        let Ok(envelope) = wire::request(line) else { return };
+        let again = wire::encode(&envelope).unwrap_or_default();
+        assert_eq!(wire::request(&again), Ok(envelope), "a request changes on its way");
+        return;
+    }
+    match wire::decode(line) {
+        Ok(Answer::Snapshot(snapshot)) => render_everything(&snapshot),
+        Ok(Answer::Update(update)) => {
+            for statistics in [false, true] {
+                let options = Events2Options { timestamps: Some(-1), statistics, full: false };
+                let _ = Events2::new(options).update(&update);
+            }
+            let _ = Events::default().update(&update);
+        }
+        Ok(Answer::Helper(call)) => {
+            let _ = (Events2::default().helper(&call), Events::default().helper(&call));
+        }
+        Ok(Answer::Done(reply)) => {
+            let _ = (reply.message("0"), reply.exit());
+        }
+        _ => {}
+    }
+}
+
+fn render_everything(snapshot: &Snapshot) {
+    for (compat, details) in [(Compat::V84, 2), (Compat::V83, 0)] {
+        let _ = render::proc(snapshot, &ProcOptions { compat, details });
+    }
+    for (verbose, width) in [(false, 1), (true, 80)] {
+        let options = StatusOptions { verbose, statistics: verbose, colour: Colour::On, width };
+        let _ = render::status(snapshot, &options);
+    }
+    for defaults in [false, true] {
+        let options = ShowOptions { defaults };
+        let _ = (render::show(snapshot, &options), render::show_json(snapshot, &options));
+    }
+    let _ = (render::status_json(snapshot).to_string(), render::sh_status(snapshot));
+    for (_, volume) in snapshot.by_minor() {
+        let _ = (render::role(volume), render::cstate(volume), render::dstate(volume));
+        if let Some(generations) = &volume.generations {
+            let _ = (render::show_gi(generations), render::get_gi(generations));
+        }
+    }
+    let options = Events2Options { timestamps: Some(0), statistics: true, full: true };
+    let mut events2 = Events2::new(options);
+    let _ = (events2.initial(snapshot), Events::default().initial(snapshot));
+    // What was just printed is no change.
+    for resource in &snapshot.resources {
+        let same = snapshot.resources.iter().filter(|r| r.name == resource.name).count();
+        let name = resource.name.clone();
+        let update = Update { at_us: 0, name, resource: Some(resource.clone()) };
+        let said = events2.update(&update);
+        let numbers: Vec<u16> = resource.volumes.iter().map(|v| v.volume).collect();
+        let is_sane = same == 1 && numbers.is_sorted_by(|a, b| a < b);
+        assert!(said.is_empty() || !is_sane, "a change out of nothing: {said}");
+    }
 }
 
 fn read(files: &MemoryLoader, recover: bool) -> Option<Loaded> {

@@ -1,26 +1,8 @@
 //! `drbdsetup get-gi` and `show-gi` of an attached disk. Spec: metadata.md §8.4.1, §8.4.2.
 
+use drbd_types::{LEGEND_ABOVE, LEGEND_BELOW};
+
 use crate::Generations;
-
-const LEGEND_ABOVE: &str = "
-       +--<  Current data generation UUID  >-
-       |               +--<  Bitmap's base data generation UUID  >-
-       |               |                 +--<  younger history UUID  >-
-       |               |                 |         +-<  older history  >-
-       V               V                 V         V
-";
-
-const LEGEND_BELOW: &str = "
-                                                                    ^ ^ ^ ^ ^ ^ ^
-                                      -<  Data consistency flag  >--+ | | | | | |
-                             -<  Data was/is currently up-to-date  >--+ | | | | |
-                                  -<  Node was/is currently primary  >--+ | | | |
-                                  -<  Node was/is currently connected  >--+ | | |
-         -<  Node was in the progress of setting all bits in the bitmap  >--+ | |
-                        -<  The peer's disk was out-dated or inconsistent  >--+ |
-      -<  This node was a crashed primary, and has not seen its peer since   >--+
-
-";
 
 /// The line of `get-gi`, with its end.
 #[must_use]
