@@ -53,14 +53,14 @@ impl Env<'_> {
 #[derive(Clone, Debug)]
 pub(super) struct Establishing {
     is_listening: bool,
-    data: Option<SocketId>,
-    meta: Option<Meta>,
+    data: Option<Held>,
+    meta: Option<Held>,
     candidates: Vec<Candidate>,
     step: Step,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Meta {
+struct Held {
     socket: SocketId,
     /// And not opened by this node.
     is_accepted: bool,
@@ -119,9 +119,9 @@ impl Establishing {
         if let Step::Connecting { attempt, .. } = self.step {
             out.push(LinkAction::CancelConnect { attempt });
         }
-        let meta = self.meta.map(|meta| meta.socket);
+        let held = self.data.into_iter().chain(self.meta).map(|held| held.socket);
         let candidates = self.candidates.into_iter().map(|candidate| candidate.socket);
-        let all = self.data.into_iter().chain(meta).chain(candidates);
+        let all = held.chain(candidates);
         out.extend(all.map(|socket| LinkAction::Close { socket }));
     }
 
@@ -190,7 +190,12 @@ impl Establishing {
 
     fn pair(&self) -> Option<Pair> {
         let (data, meta) = self.data.zip(self.meta)?;
-        Some(Pair { data, meta: meta.socket, we_resolve_conflicts: meta.is_accepted })
+        Some(Pair {
+            data: data.socket,
+            meta: meta.socket,
+            we_resolve_conflicts: meta.is_accepted,
+            is_unanswered: !data.is_accepted && !meta.is_accepted,
+        })
     }
 
     const fn is_attempt(&self, number: u32) -> bool {
@@ -203,11 +208,12 @@ impl Establishing {
             return;
         }
         // While connecting, one of the two is missing.
+        let held = Some(Held { socket, is_accepted: false });
         let packet = if self.data.is_none() {
-            self.data = Some(socket);
+            self.data = held;
             Packet::InitialData
         } else {
-            self.meta = Some(Meta { socket, is_accepted: false });
+            self.meta = held;
             Packet::InitialMeta
         };
         env.out.push(LinkAction::Send { socket, context: Context::FRESH, packet });
@@ -234,19 +240,17 @@ impl Establishing {
         if self.take_candidate(socket).is_none() {
             return;
         }
+        let held = Held { socket, is_accepted: true };
         let (letter, old) = match stream {
-            Stream::Data => ('S', self.data.replace(socket)),
-            Stream::Meta => {
-                let meta = Meta { socket, is_accepted: true };
-                ('M', self.meta.replace(meta).map(|meta| meta.socket))
-            }
+            Stream::Data => ('S', self.data.replace(held)),
+            Stream::Meta => ('M', self.meta.replace(held)),
         };
         let adopted = match old {
             None => Adopted::Fresh,
             Some(old) => {
                 let line = alloc::format!("initial packet {letter} crossed");
                 env.out.push(log(Severity::Warn, line));
-                env.close(old);
+                env.close(old.socket);
                 Adopted::Crossed
             }
         };
@@ -295,11 +299,8 @@ impl Establishing {
     }
 
     fn on_closed(&mut self, env: &mut Env<'_>, socket: SocketId) {
-        if self.data == Some(socket) {
-            self.data = None;
-            env.close(socket);
-        } else if self.meta.is_some_and(|meta| meta.socket == socket) {
-            self.meta = None;
+        let is_it = |held: &mut Held| held.socket == socket;
+        if self.data.take_if(is_it).or(self.meta.take_if(is_it)).is_some() {
             env.close(socket);
         } else {
             self.on_stranger(env, socket);

@@ -5,7 +5,8 @@
 //!       \--> Random --> Challenge --> Response --(it fits)--> agreed
 //! ```
 //!
-//! Both nodes do the same. Each packet has the same time; what is not waited for is not read.
+//! Both nodes do the same. Each packet has the same time, but the features have more if the peer
+//! has shown no sign of itself yet; what is not waited for is not read.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -77,6 +78,12 @@ impl Handshake {
         env.out.push(LinkAction::Send { socket: pair.data, context: Context::FRESH, packet });
         let mut handshake = Self { pair, deadline: env.now, step: Step::Features };
         handshake.receive(env, Context::FRESH);
+        if pair.is_unanswered {
+            // The original accepts nothing while it tries to connect, which takes it that long
+            // where our port can not be reached; each attempt given up meanwhile costs it as
+            // long once more, so without patience it may never catch up.
+            handshake.deadline = handshake.deadline.after(env.config.connect_int);
+        }
         handshake
     }
 

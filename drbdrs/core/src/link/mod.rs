@@ -36,6 +36,8 @@ mod establish;
 mod failure;
 mod handshake;
 #[cfg(test)]
+mod pair_reference;
+#[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
 mod tests;
@@ -260,6 +262,8 @@ struct Pair {
     meta: SocketId,
     /// This node accepted the meta connection. Spec §1.1.
     we_resolve_conflicts: bool,
+    /// The peer has opened neither: both may still wait to be accepted by it.
+    is_unanswered: bool,
 }
 
 /// One connection in the making. Deterministic: the same seed, settings and events give the same

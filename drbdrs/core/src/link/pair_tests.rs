@@ -11,6 +11,7 @@ use drbd_wire::packet::Features;
 use drbd_wire::{Algorithm, Reader, Stream, Want, encode};
 use proptest::prelude::*;
 
+use super::pair_reference::Reference;
 use super::*;
 use crate::config::Secret;
 
@@ -21,6 +22,8 @@ const S: u64 = 1_000_000;
 #[derive(Clone, Debug)]
 struct Setting {
     seed: u64,
+    /// Who goes step by step, as the original does.
+    is_reference: [bool; 2],
     /// Longest way of a packet, µs.
     delay_max: u64,
     /// All ways take the longest time: both nodes stay in step.
@@ -71,9 +74,68 @@ struct Conn {
     queued_fin: Option<HangUp>,
 }
 
+/// Who it is.
+#[derive(Debug)]
+enum Peer {
+    Ours(Link),
+    Reference(Reference),
+}
+
+impl Peer {
+    fn new(setting: &Setting, node: usize, seed: u64) -> Self {
+        let config = config(setting, node);
+        if setting.is_reference[node] {
+            return Self::Reference(Reference::new(config, seed));
+        }
+        Self::Ours(Link::new(config, seed))
+    }
+
+    fn start(&mut self, now: Tick, out: &mut Vec<LinkAction>) {
+        match self {
+            Self::Ours(link) => link.start(now, out),
+            Self::Reference(reference) => reference.start(now, out),
+        }
+    }
+
+    fn on_timer(&mut self, now: Tick, out: &mut Vec<LinkAction>) {
+        match self {
+            Self::Ours(link) => link.on_timer(now, out),
+            Self::Reference(reference) => reference.on_timer(now, out),
+        }
+    }
+
+    fn handle(&mut self, now: Tick, event: LinkEvent, out: &mut Vec<LinkAction>) {
+        match self {
+            Self::Ours(link) => link.handle(now, event, out),
+            Self::Reference(reference) => reference.handle(now, event, out),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Tick> {
+        match self {
+            Self::Ours(link) => link.next_deadline(),
+            Self::Reference(reference) => reference.next_deadline(),
+        }
+    }
+
+    fn is_backlog_full(&self) -> bool {
+        match self {
+            Self::Ours(_) => false,
+            Self::Reference(reference) => reference.is_backlog_full(),
+        }
+    }
+
+    fn stream_of(&self, socket: SocketId) -> Option<Stream> {
+        match self {
+            Self::Ours(link) => link.stream_of(socket),
+            Self::Reference(reference) => reference.stream_of(socket),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Node {
-    link: Link,
+    link: Peer,
     is_listening: bool,
     attempt: Option<u32>,
     /// For which deadline there is a [`Happening::Timer`].
@@ -105,7 +167,7 @@ impl World {
     fn new(setting: Setting) -> Self {
         let mut random = Coin(setting.seed);
         let nodes = [0, 1].map(|node| Node {
-            link: Link::new(config(&setting, node), word(&mut random)),
+            link: Peer::new(&setting, node, word(&mut random)),
             is_listening: false,
             attempt: None,
             timer: None,
@@ -171,7 +233,7 @@ impl World {
         }
     }
 
-    fn drive(&mut self, node: usize, f: impl FnOnce(&mut Link, Tick, &mut Vec<LinkAction>)) {
+    fn drive(&mut self, node: usize, f: impl FnOnce(&mut Peer, Tick, &mut Vec<LinkAction>)) {
         let mut out = vec![];
         f(&mut self.nodes[node].link, Tick(self.now), &mut out);
         for action in out {
@@ -270,6 +332,15 @@ impl World {
                 assert_eq!(self.nodes[node].sockets.len(), 2, "all others are closed");
                 let conns = [data, meta].map(|socket| self.nodes[node].sockets[&socket]);
                 assert_ne!(conns[0], conns[1]);
+                // Whoever did not look at them during the handshake learns it now.
+                for (socket, conn) in [data, meta].into_iter().zip(conns) {
+                    let peer = self.conns[conn].ends[1 - node].as_ref();
+                    if peer.is_none_or(|end| !end.is_open) && !self.conns[conn].is_dead {
+                        let event = LinkEvent::Closed { socket, how: HangUp::ShutDown };
+                        let at = self.now + self.setting.delay_max;
+                        self.push(at, Happening::Event(node, event));
+                    }
+                }
                 let up = Up { conns, version, features, we_resolve_conflicts };
                 self.nodes[node].up = Some(up);
                 self.push(self.now + 10 * S + S / 2, Happening::Watchdog(node, meta));
@@ -306,6 +377,9 @@ impl World {
         }
         if !self.nodes[to].is_listening {
             self.push(back, Happening::Event(from, LinkEvent::ConnectFailed { attempt }));
+            return;
+        }
+        if self.nodes[to].link.is_backlog_full() {
             return;
         }
         let conn = self.conns.len();
@@ -418,7 +492,7 @@ impl World {
             }
             self.close(conn, node, HangUp::Reset);
         }
-        let link = Link::new(config(&self.setting, node), word(&mut self.random));
+        let link = Peer::new(&self.setting, node, word(&mut self.random));
         let next_socket = self.nodes[node].next_socket;
         self.nodes[node] = Node {
             link,
@@ -527,6 +601,7 @@ fn config(setting: &Setting, node: usize) -> LinkConfig {
 fn plain(seed: u64) -> Setting {
     Setting {
         seed,
+        is_reference: [false; 2],
         delay_max: 200,
         is_even: false,
         faults_until: 0,
@@ -550,6 +625,17 @@ fn agreement_is_quick_without_faults() {
 }
 
 #[test]
+fn agreement_with_the_original_is_quick() {
+    for delay_max in [200, 50 * MS] {
+        let make = |seed| Setting { is_reference: [false, true], delay_max, ..plain(seed) };
+        let (mean, longest) = times(make);
+        assert!(mean <= 5 && longest <= 60, "{mean} s, {longest} s");
+        let (mean, longest) = times(|seed| Setting { is_even: true, ..make(seed) });
+        assert!(mean <= 15 && longest <= 120, "in step: {mean} s, {longest} s");
+    }
+}
+
+#[test]
 fn nodes_in_step_do_not_cross_for_ever() {
     let (mean, longest) = times(|seed| Setting { is_even: true, ..plain(seed) });
     assert!(mean <= 15 && longest <= 120, "{mean} s, {longest} s");
@@ -561,15 +647,22 @@ fn nodes_in_step_do_not_cross_for_ever() {
 #[test]
 fn one_reachable_node_is_enough() {
     for unreachable in [(0, true), (0, false), (1, true), (1, false)] {
-        let (mean, longest) =
-            times(|seed| Setting { unreachable: Some(unreachable), ..plain(seed) });
-        assert!(mean <= 25 && longest <= 120, "{unreachable:?}: {mean} s, {longest} s");
+        for with_reference in [false, true] {
+            let (mean, longest) = times(|seed| Setting {
+                is_reference: [false, with_reference],
+                unreachable: Some(unreachable),
+                ..plain(seed)
+            });
+            assert!(mean <= 25 && longest <= 120, "{unreachable:?}: {mean} s, {longest} s");
+        }
     }
 }
 
 prop_compose! {
     fn settings()(
         seed in any::<u64>(),
+        is_reference in
+            prop_oneof![Just([false, false]), Just([false, true]), Just([true, false])],
         delay_max in prop_oneof![Just(50), Just(2 * MS), Just(50 * MS), Just(200 * MS)],
         is_even in prop::bool::weighted(0.2),
         faults in 0_u64..120,
@@ -582,7 +675,7 @@ prop_compose! {
         let versions = [min.min(common)..=101, 86..=max.max(common)];
         let faults_until = faults * S;
         Setting {
-            seed, delay_max, is_even, faults_until, unreachable, versions, features, secret,
+            seed, is_reference, delay_max, is_even, faults_until, unreachable, versions, features, secret,
         }
     }
 }

@@ -482,6 +482,18 @@ fn stop_closes_what_there_is() {
 }
 
 #[test]
+fn a_peer_that_may_not_have_accepted_yet_has_more_time() {
+    let mut rig = Rig::plain(&[HEADS]);
+    rig.event(connected(1, 1));
+    rig.timer(11_428_571);
+    rig.event(connected(2, 2));
+    rig.timer(CHECK);
+    let out = rig.timer(10 * S + PACKET);
+    let line = "the peer sent nothing in time during the handshake";
+    check_failed(&rig, &out, Verdict::Retry, &[line]);
+}
+
+#[test]
 fn own_socket_check_timeout() {
     let net = NetConfig { socket_check_timeout: Deciseconds(30), ..NetConfig::default() };
     let mut rig = Rig::new(&net, &[]);
