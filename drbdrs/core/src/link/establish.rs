@@ -300,7 +300,7 @@ impl Establishing {
 
     fn on_closed(&mut self, env: &mut Env<'_>, socket: SocketId) {
         let is_it = |held: &mut Held| held.socket == socket;
-        if self.data.take_if(is_it).or(self.meta.take_if(is_it)).is_some() {
+        if self.data.take_if(is_it).or_else(|| self.meta.take_if(is_it)).is_some() {
             env.close(socket);
         } else {
             self.on_stranger(env, socket);
