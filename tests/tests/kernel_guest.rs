@@ -6,11 +6,12 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use drbd_types::Dstate;
+use drbd_types::{Cstate, Dstate, Gi};
 use drbd_wire::Algorithm;
 use drbd_wire::packet::ProtocolParams;
 use drbdrs_tests::guest::{Config, Disk, Guest, HOST, Pair};
 use drbdrs_tests::kernel_node::KernelNode;
+use drbdrs_tests::metagen::Random;
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::program;
 use drbdrs_tests::scripted_peer::replica::{Counts, Replica};
@@ -22,6 +23,7 @@ fn main() {
     let tests = vec![
         test("disks_survive_a_power_cut_and_programs_run_in_a_guest", harness),
         test("scripted_secondary_replicates_in_every_version", versions),
+        test("scripted_source_syncs_the_kernel_in_every_version", sources),
         test("scripted_secondary_speaks_protocols_a_and_b_with_digests", protocols),
         test("authentication_with_right_and_wrong_secrets", authentication),
         test("two_guests_share_a_wire_and_replicate", pair),
@@ -240,6 +242,77 @@ fn versions() -> Result<()> {
         ensure!(counts.writes >= 5 && counts.barriers > 0, "{counts:?}");
         ensure!(version < 95 || counts.trims > 0, "{counts:?}");
     }
+    Ok(())
+}
+
+fn sources() -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut node = KernelNode::boot(4 << 20)?;
+    node.set_peer_port(listener.local_addr()?.port());
+    node.configure("csums-alg md5; verify-alg sha1; connect-int 1;", "")?;
+    node.create()?;
+    let mut replica = Replica::new();
+    replica.resize(node.guest.ok("cat /sys/block/drbd0/size")?.trim().parse()?)?;
+    let mut random = Random::new(1);
+    replica.disk.fill_with(|| random.next().to_le_bytes()[0]);
+    replica.uuids.current = Gi(0x1234_0000_0000_0000);
+    replica.state.disk = Dstate::UpToDate;
+    // Once the kernel makes both connections.
+    let mut peer = ScriptedPeer::accept(&listener, LONG)?;
+    drop(listener);
+    ensure!(peer.is_resolver);
+    peer.features(offer(101))?;
+    join_as_source(&node, &mut peer, &mut replica)?;
+    ensure!(replica.counts.reads + replica.counts.in_sync > 30, "{:?}", replica.counts);
+    for version in VERSIONS {
+        drop(peer);
+        node.wait_cstate("WFConnection", LONG)?;
+        // The kernel misses changes: four blocks have new contents, one only looks so.
+        for block in [3, 17, 18, 500] {
+            replica.dirty[block] = true;
+            replica.disk[block * 4096..][..4096].fill(random.next().to_le_bytes()[0]);
+        }
+        replica.dirty[900] = true;
+        replica.uuids.bitmap = replica.uuids.current;
+        replica.uuids.current = Gi(random.next() & !1);
+        replica.counts = Counts::default();
+        peer = node.connect()?;
+        peer.features(offer(version))?;
+        join_as_source(&node, &mut peer, &mut replica)
+            .with_context(|| format!("version {version}"))?;
+        println!("version {version}: {:?}", replica.counts);
+        let counts = replica.counts;
+        let asks_with_checksums = u64::from(version >= 89);
+        ensure!(counts.in_sync == asks_with_checksums, "{counts:?}");
+        // Neighbours come in one request; one more block is left by each verify.
+        ensure!((4..=6).contains(&(counts.reads + counts.in_sync)), "{counts:?}");
+        if [88, 97, 101].contains(&version) {
+            verify(&node, &mut peer, &mut replica)?;
+        }
+    }
+    Ok(())
+}
+
+fn join_as_source(node: &KernelNode, peer: &mut ScriptedPeer, replica: &mut Replica) -> Result<()> {
+    replica.join(peer)?;
+    ensure!(replica.state.conn == Cstate::WFBitMapS, "{:?}", replica.state);
+    replica.play(peer, LONG, |r| Ok(r.state.conn == Cstate::Connected))?;
+    check(node, peer, replica)
+}
+
+/// An online verify finds one block that was changed behind its back.
+fn verify(node: &KernelNode, peer: &mut ScriptedPeer, replica: &mut Replica) -> Result<()> {
+    replica.disk[77 * 4096] ^= 1;
+    let script = "drbdadm verify r0 && while grep -q cs:Verify /proc/drbd; do sleep 0.1; done
+                  dmesg | grep 'Out of sync: start=616, size=8' && grep ' oos:4$' /proc/drbd";
+    run(node, peer, replica, script)?;
+    let blocks = replica.dirty.len() as u64;
+    ensure!(
+        replica.counts.verified == blocks && replica.dirty_blocks() == 1,
+        "{:?}",
+        replica.counts
+    );
+    // Both have marked it; the next resync copies it.
     Ok(())
 }
 

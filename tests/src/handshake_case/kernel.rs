@@ -180,6 +180,10 @@ impl Bench {
     }
 }
 
+/// What begins a line behind the decision: changes of the state, with what is implied by them.
+const END: [&str; 7] =
+    ["conn( ", "peer( ", "disk( ", "pdsk( ", "role( ", "error receiving", "Implicitly upgraded"];
+
 /// Splits the log at the end of the decision: the first change of state.
 fn observed(state: Option<drbd_types::Fields>, lines: &[Line]) -> Result<Observed> {
     let start = lines.iter().position(|l| l.text == "drbd_sync_handshake:");
@@ -187,9 +191,7 @@ fn observed(state: Option<drbd_types::Fields>, lines: &[Line]) -> Result<Observe
     let mut steps: Vec<Step> = Vec::new();
     let mut rest = Vec::new();
     for line in &lines[start..] {
-        let is_change = ["conn( ", "peer( ", "disk( ", "pdsk( ", "role( ", "error receiving"]
-            .iter()
-            .any(|start| line.text.starts_with(start));
+        let is_change = END.iter().any(|start| line.text.starts_with(start));
         let is_volume = line.subject.contains("/");
         if rest.is_empty() && is_volume && !is_change {
             steps.extend(line.step());
