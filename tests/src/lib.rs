@@ -14,6 +14,7 @@ pub mod need;
 pub mod proxy;
 pub mod scripted_peer;
 pub mod statuscase;
+pub mod thin_node;
 pub mod wirecase;
 
 use std::path::{Path, PathBuf};
