@@ -15,9 +15,9 @@ use drbd_conf::resolve::{Here, NoPeer, resolve};
 use drbd_conf::source::{SEARCH_PATH, SystemLoader, read_limited};
 use drbd_conf::{check, expand, resolve as resolution};
 
-use crate::backend::{Backend, limits};
+use crate::backend::{Backend, Call, Program, limits};
 use crate::cli::Invocation;
-use crate::command::{Action, Level};
+use crate::command::{Action, Level, TimeClass};
 use crate::host::{self, Addresses};
 use crate::select::{self, Refused, Target};
 use crate::{print, registry, run};
@@ -50,8 +50,28 @@ pub struct App {
     pub backend: Backend,
 }
 
+/// The status of one resource or of everything in one call of the backend, without time limit.
+fn whole_status(invocation: &Invocation) -> Result<i32, Exit> {
+    let backend = programs(invocation)?;
+    let name = match invocation.names.as_slice() {
+        [] => BString::from("all"),
+        [one] => one.clone(),
+        [_, _, ..] => {
+            print::complain("status --json and --watch take one resource, or all");
+            return Err(Exit(1));
+        }
+    };
+    let call = Call::new(Program::Setup, &name, TimeClass::None)
+        .args([BString::from("status"), name.clone()])
+        .args(invocation.backend_options.iter().cloned());
+    Ok(backend.run(&call).code)
+}
+
 /// Runs a command line that was understood.
 pub fn run(invocation: Invocation) -> i32 {
+    if invocation.is_whole_status() {
+        return whole_status(&invocation).unwrap_or_else(|Exit(code)| code);
+    }
     match App::prepare(invocation).and_then(|app| app.execute()) {
         Ok(code) | Err(Exit(code)) => code,
     }

@@ -183,10 +183,23 @@ fn long_options() -> Vec<Long> {
 }
 
 /// Ours; found only by its full name, so that no abbreviation of the original becomes ambiguous.
-const OURS: [Long; 2] = [
+const OURS: [Long; 4] = [
+    Long { name: "json", argument: Argument::No, meaning: Meaning::Backend },
+    Long { name: "watch", argument: Argument::No, meaning: Meaning::Backend },
     Long { name: "format", argument: Argument::Required, meaning: Meaning::Format },
     Long { name: "node-name", argument: Argument::Required, meaning: Meaning::NodeName },
 ];
+
+/// Options of `status` that want everything in one call of the backend.
+const WHOLE_STATUS: [&str; 2] = ["json", "watch"];
+
+impl Invocation {
+    /// `status --json` or `status --watch`?
+    pub fn is_whole_status(&self) -> bool {
+        let wants = |o: &BString| WHOLE_STATUS.iter().any(|name| *o == format!("--{name}"));
+        self.command.name == "status" && self.backend_options.iter().any(wants)
+    }
+}
 
 /// An occurrence of an option.
 struct Found {
@@ -477,7 +490,9 @@ fn foreign_option(command: &Command, recognised: &[&'static str]) -> Option<&'st
         return None;
     }
     let own: Vec<&'static OptionSpec> = options::command_options(command.name);
-    recognised.iter().copied().find(|name| !own.iter().any(|o| o.name == *name))
+    let is_ours = |name: &str| command.name == "status" && WHOLE_STATUS.contains(&name);
+    let is_own = |name: &str| is_ours(name) || own.iter().any(|o| o.name == name);
+    recognised.iter().copied().find(|name| !is_own(name))
 }
 
 fn check_words(invocation: &mut Invocation, stderr: &mut String) -> Option<Outcome> {

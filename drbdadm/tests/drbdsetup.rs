@@ -459,10 +459,11 @@ fn help_texts_are_the_originals() {
         let (_, xml, _) = run(&["xml-help", command]);
         assert_eq!(code, 0, "{command}");
         // Options of our own stand last.
-        let own = [" [--json]", " [--full]"].iter().fold(help, |h, o| h.replace(o, ""));
+        let own =
+            [" [--json]", " [--full]", " [--watch]"].iter().fold(help, |h, o| h.replace(o, ""));
         assert_eq!(own.replace("\n   \n", "\n"), texts["help"].as_str().unwrap());
         let mut plain = xml;
-        for option in ["json", "full"] {
+        for option in ["json", "full", "watch"] {
             let element = format!("\t<option name=\"{option}\" type=\"flag\">\n\t</option>\n");
             plain = plain.replace(&element, "");
         }

@@ -5,6 +5,7 @@
 
 mod daemon;
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -110,6 +111,10 @@ fn answer(state: &mut Snapshot, request: &Request) -> Result<Option<Snapshot>, R
 
 /// drbdadm as it is called from PATH, where only a drbdmeta is that agrees with everything.
 fn drbdadm(daemon: &Daemon, config: &str, args: &[&str]) -> (i32, String, String) {
+    texts(command(daemon, config, args).output().unwrap())
+}
+
+fn command(daemon: &Daemon, config: &str, args: &[&str]) -> Command {
     let folder = daemon.socket().parent().unwrap().to_owned();
     std::fs::write(folder.join("t.conf"), config).unwrap();
     let meta = folder.join("drbdmeta");
@@ -118,7 +123,8 @@ fn drbdadm(daemon: &Daemon, config: &str, args: &[&str]) -> (i32, String, String
     let mut command = Command::new(env!("CARGO_BIN_EXE_drbdadm"));
     command.arg0("drbdadm").args(["--node-name", "alpha", "-c"]).arg(folder.join("t.conf"));
     command.args(args).env("PATH", &folder).env("DRBDRS_ADMIN_SOCKET", daemon.socket());
-    texts(command.stdin(Stdio::null()).output().unwrap())
+    command.stdin(Stdio::null());
+    command
 }
 
 /// Command words of what changed something.
@@ -166,6 +172,36 @@ fn up_status_adjust_down() {
         stderr,
         "r0: No such resource\nCommand 'drbdsetup-84 status r0' terminated with exit code 10\n"
     );
+}
+
+#[test]
+fn status_as_json_and_watched() {
+    let daemon = node();
+    assert_eq!(drbdadm(&daemon, CONFIG, &["up", "r0"]).0, 0);
+    for args in [["status", "--json"].as_slice(), &["status", "r0", "--json"]] {
+        let (code, stdout, stderr) = drbdadm(&daemon, CONFIG, args);
+        let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!((code, stderr.as_str(), json[0]["name"].as_str()), (0, "", Some("r0")));
+    }
+    let (code, _, stderr) = drbdadm(&daemon, CONFIG, &["status", "r0", "r1", "--json"]);
+    assert_eq!(
+        (code, stderr.as_str()),
+        (1, "status --json and --watch take one resource, or all\n")
+    );
+    let (code, _, stderr) = drbdadm(&daemon, CONFIG, &["role", "r0", "--json"]);
+    assert!(code == 1 && stderr.contains("unrecognized option '--json'"), "{stderr}");
+
+    let mut watch = command(&daemon, CONFIG, &["status", "--watch"]);
+    let mut child = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut frames = 0;
+    while frames < 2 {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "ended too early");
+        frames += usize::from(line == "r0 role:Secondary\n");
+    }
+    drop(reader);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

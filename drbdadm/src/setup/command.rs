@@ -136,7 +136,7 @@ commands! {
     original free "show-gi" Minor [] Options::None;
     original free "get-gi" Minor [] Options::None;
     original free "show" Any [] Plain(&["show-defaults", "json"], &[], &[]);
-    original free "status" ResourceAny [] Plain(&["verbose", "statistics", "json"], &[], &["color"]);
+    original free "status" ResourceAny [] Plain(&["verbose", "statistics", "json", "watch"], &[], &["color"]);
     original free "check-resize" Minor [] Options::None;
     original free "events" Any [] Options::None;
     original free "events2" ResourceAny [] Plain(&["timestamps", "statistics", "now", "full"], &[], &[]);
@@ -157,7 +157,7 @@ commands! {
 }
 
 /// Options that the original does not have; they stand last.
-pub(super) const OURS: [&str; 2] = ["json", "full"];
+pub(super) const OURS: [&str; 3] = ["json", "full", "watch"];
 
 /// Finds a command by its exact name.
 pub(super) fn find(name: &[u8]) -> Option<&'static Command> {

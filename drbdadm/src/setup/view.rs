@@ -1,11 +1,12 @@
 //! Commands that show the state of one moment.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use bstr::ByteSlice;
 use drbd_admin::render::{
     Colour, Compat, ProcOptions, ShowOptions, StatusOptions, cstate, dstate, get_gi, proc, role,
-    sh_status, sh_status_unknown, show, show_gi, show_json, status, status_json,
+    sh_status, sh_status_unknown, show, show_gi, show_json, status, status_json, watch,
 };
 use drbd_admin::{Reply, Snapshot, Target, Volume};
 use drbd_types::Dstate;
@@ -38,6 +39,9 @@ pub(super) fn run(i: &Invocation) -> Result<u8, Failed> {
     }
     let target = target(i, &mut look_up(&i.context))?;
     let object = i.shown_object();
+    if i.has("watch") {
+        return watch_status(i, &target, colour);
+    }
     let asked = Session::open(&i.context)?.snapshot(&object, target.clone())?;
     match name {
         "status" => show_status(i, asked, &object, colour),
@@ -143,6 +147,39 @@ fn show_status(
         false => print::stdout(status(&snapshot, &options).as_bytes()),
     }
     Ok(0)
+}
+
+/// How often a watched status is shown anew.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shows the status again and again, on a terminal always in the same place.
+fn watch_status(i: &Invocation, target: &Target, colour: Colour) -> Result<u8, Failed> {
+    let object = i.shown_object();
+    let on_terminal = std::io::stdout().is_terminal();
+    let mut session = Session::open(&i.context)?;
+    loop {
+        let Ok(snapshot) = session.snapshot(&object, target.clone())? else {
+            return Err(Failed::new(10, format!("{object}: No such resource\n")));
+        };
+        let options = StatusOptions {
+            verbose: i.has("verbose"),
+            statistics: i.has("statistics"),
+            colour,
+            width: width(),
+        };
+        let text = watch(&snapshot, &options);
+        // Home, the text with the rest of each line erased, the rest of the screen erased.
+        let text = match on_terminal {
+            true => format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")),
+            false => text,
+        };
+        let mut out = std::io::stdout().lock();
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            return Ok(0);
+        }
+        drop(out);
+        std::thread::sleep(WATCH_INTERVAL);
+    }
 }
 
 fn print_json(value: &Value) {

@@ -52,7 +52,7 @@ fn no_snapshot_breaks_a_view() {
     for entry in std::fs::read_dir(corpus).unwrap() {
         let data = std::fs::read(entry.unwrap().path()).unwrap();
         let Ok(value) = serde_json::from_slice::<Value>(&data[1..]) else { continue };
-        for _ in 0..60 {
+        for _ in 0..15 {
             let mut value = value.clone();
             mutate(&mut value, &mut chance);
             let line = [vec![data[0]], serde_json::to_vec(&value).unwrap()].concat();

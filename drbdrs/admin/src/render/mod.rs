@@ -12,6 +12,7 @@ mod sh;
 mod show;
 mod show_json;
 mod status;
+mod watch;
 mod wrap;
 
 pub use colour::Colour;
@@ -24,6 +25,7 @@ pub use sh::{cstate, dstate, role, sh_status, sh_status_unknown};
 pub use show::{ShowOptions, show};
 pub use show_json::show_json;
 pub use status::{StatusOptions, status};
+pub use watch::watch;
 
 use drbd_types::Cstate;
 
