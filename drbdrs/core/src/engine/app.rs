@@ -112,7 +112,8 @@ impl Core {
             self.out.push(fail(AppError::Invalid));
             return;
         };
-        if volume.state.role != Role::Primary {
+        // "Was Primary" must be on disk before the first write.
+        if volume.state.role != Role::Primary || !volume.is_open_for_use {
             self.refuse(&request, AppError::ReadOnly);
             return;
         }

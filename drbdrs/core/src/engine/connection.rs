@@ -9,7 +9,7 @@
 //! ```
 //! Spec: states-and-generations.md §4.1, §8; wire-protocol.md §1, §13.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use drbd_types::{Cstate, Dstate, StateWord, Tick, VolumeNr};
@@ -82,6 +82,9 @@ pub(super) struct Connection {
     /// Mirrored sectors on their way. Spec: io-path §10.2.
     pub(super) sectors_in_flight: u64,
     pub(super) barrier_sent_at: Option<Tick>,
+    /// Places in the stream of replicated writes of the peer that the disks have not done.
+    pub(super) active_writes: BTreeSet<u64>,
+    pub(super) next_order: u64,
     /// Flushes of the epoch that ends which are not answered.
     pub(super) epoch_flushes: usize,
     pub(super) epoch_flush_failed: bool,
@@ -158,6 +161,8 @@ impl Default for Connection {
             read_data: BTreeMap::new(),
             sectors_in_flight: 0,
             barrier_sent_at: None,
+            active_writes: BTreeSet::new(),
+            next_order: 0,
             epoch_flushes: 0,
             epoch_flush_failed: false,
             retried: Vec::new(),

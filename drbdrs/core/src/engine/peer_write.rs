@@ -21,6 +21,7 @@ use crate::al::GetResult;
 use crate::config::Protocol;
 use crate::event::{IoFailure, Payload, WriteFlags};
 use crate::ids::BufId;
+use crate::interval::Intervals;
 use crate::log_line::Severity;
 use crate::peer_write::epochs::{BarrierNr, EpochId};
 use crate::slab::{Key, Slab};
@@ -37,17 +38,6 @@ pub(super) enum What {
     Zeroes { may_unmap: bool },
 }
 
-/// Where a write of the peer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// Not at the disk.
-    Waiting,
-    /// At the disk.
-    Submitted,
-    /// Written; resync data whose acknowledgement waits for a flush.
-    Written,
-}
-
 /// One write of the peer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PeerWrite {
@@ -61,8 +51,9 @@ pub(super) struct PeerWrite {
     size: u32,
     may_set_in_sync: bool,
     wants_write_ack: bool,
-    step: Step,
-    /// It is entered among the writes in progress (two Primaries).
+    /// Its place in the order of the stream, over all volumes.
+    order: u64,
+    /// It is entered among the writes in progress of the application (two Primaries).
     is_in_tree: bool,
     /// References in the activity log (diskless Primary).
     extents_held: u32,
@@ -81,8 +72,10 @@ pub(super) type PeerWriteKey = Key<PeerWrite>;
 #[derive(Default)]
 pub(super) struct PeerWrites {
     all: Slab<PeerWrite>,
-    /// Those that are not finished, in the order of the stream.
-    order: VecDeque<PeerWriteKey>,
+    /// Those that are not at the disk yet, in the order of the stream.
+    waiting: VecDeque<PeerWriteKey>,
+    /// Those that the disk has not done, by place; with their place in the stream.
+    undone: Intervals<(u64, PeerWriteKey)>,
     /// Written resync data that waits for a flush.
     unflushed: Vec<PeerWriteKey>,
     /// Of these, covered by the flush that runs.
@@ -136,6 +129,8 @@ impl Core {
         if !has_two {
             self.note_seq(nr, block.seq);
         }
+        let order = self.next_order();
+        self.conn.active_writes.insert(order);
         let Some(volume) = self.volume_mut(nr) else { return false };
         volume.stats.nr += payload.map_or(0, |p| p.len.0 / 512);
         if is_only_copy {
@@ -150,7 +145,7 @@ impl Core {
             size,
             may_set_in_sync: block.flags.contains(DpFlags::MAY_SET_IN_SYNC) && !is_only_copy,
             wants_write_ack,
-            step: Step::Waiting,
+            order,
             is_in_tree: false,
             extents_held: 0,
             is_only_copy,
@@ -158,7 +153,8 @@ impl Core {
             result: Ok(()),
             is_orphan: false,
         });
-        volume.peer_writes.order.push_back(key);
+        volume.peer_writes.undone.insert(range, (order, key));
+        volume.peer_writes.waiting.push_back(key);
         self.touch();
         true
     }
@@ -246,6 +242,7 @@ impl Core {
             return true;
         }
         let now = self.now;
+        let order = self.next_order();
         let Some(volume) = self.volume_mut(nr) else { return false };
         volume.stats.nr += payload.map_or(0, |p| p.len.0 / 512);
         let key = volume.peer_writes.all.insert(PeerWrite {
@@ -257,7 +254,7 @@ impl Core {
             size,
             may_set_in_sync: true,
             wants_write_ack: true,
-            step: Step::Waiting,
+            order,
             is_in_tree: false,
             extents_held: 0,
             is_only_copy: false,
@@ -265,7 +262,8 @@ impl Core {
             result: Ok(()),
             is_orphan: false,
         });
-        volume.peer_writes.order.push_back(key);
+        volume.peer_writes.undone.insert(range, (order, key));
+        volume.peer_writes.waiting.push_back(key);
         self.touch();
         true
     }
@@ -275,80 +273,66 @@ impl Core {
     /// Gives to the disk what has no gate before it any more.
     pub(super) fn run_peer_writes(&mut self) {
         for nr in self.volume_numbers() {
-            let Some(volume) = self.volume(nr) else { continue };
             let mut at = 0;
-            let mut len = volume.peer_writes.order.len();
-            while at < len {
-                let key = self.volume(nr).and_then(|v| v.peer_writes.order.get(at).copied());
-                let Some(key) = key else { break };
-                if self.try_peer_write(nr, key, at) {
-                    at += 1;
-                } else {
-                    // It is gone (superseded), or those behind it have to wait too.
-                    let now = self.volume(nr).map_or(0, |v| v.peer_writes.order.len());
-                    if now == len {
-                        break;
+            loop {
+                let next = self.volume(nr).and_then(|v| v.peer_writes.waiting.get(at).copied());
+                let Some(key) = next else { break };
+                match self.try_peer_write(nr, key) {
+                    Gate::Open | Gate::Gone => {
+                        if let Some(volume) = self.volume_mut(nr) {
+                            volume.peer_writes.waiting.remove(at);
+                        }
                     }
-                    len = now;
+                    Gate::Closed => at += 1,
+                    // Those behind it have to wait too.
+                    Gate::ClosedForAll => break,
                 }
             }
             self.flush_resync_writes(nr);
         }
     }
 
-    /// Returns whether the writes behind it may be looked at.
-    fn try_peer_write(&mut self, nr: VolumeNr, key: PeerWriteKey, at: usize) -> bool {
-        let Some(volume) = self.volume(nr) else { return false };
-        let Some(write) = volume.peer_writes.all.get(key).copied() else { return false };
-        if write.step != Step::Waiting {
-            return true;
-        }
+    fn try_peer_write(&mut self, nr: VolumeNr, key: PeerWriteKey) -> Gate {
+        let Some(volume) = self.volume(nr) else { return Gate::Gone };
+        let Some(write) = volume.peer_writes.all.get(key).copied() else { return Gate::Gone };
         // Nothing overtakes an earlier write of the same sectors, replicated or resync.
-        let overlaps_earlier = volume.peer_writes.order.iter().take(at).any(|earlier| {
-            volume
-                .peer_writes
-                .all
-                .get(*earlier)
-                .is_some_and(|e| e.step != Step::Written && e.range.overlaps(write.range))
-        });
-        if overlaps_earlier {
-            return true;
+        let mut others = volume.peer_writes.undone.overlapping(write.range);
+        if others.any(|(_, (order, _))| order < write.order) {
+            return Gate::Closed;
         }
+        drop(others);
         if write.epoch.is_some() && self.conn.has_two_primaries() && !write.is_orphan {
             match self.resolve_conflict(nr, key, &write) {
                 Verdict::Go => {}
-                Verdict::Wait => return false,
-                Verdict::Gone => return false,
+                Verdict::Wait => return Gate::ClosedForAll,
+                Verdict::Gone => return Gate::Gone,
             }
         }
         let is_exclusive =
             matches!(write.what, What::Discard | What::Zeroes { .. }) && write.epoch.is_some();
-        if is_exclusive && self.is_any_replicated_before(nr, at) {
-            return false;
+        // Not before all earlier writes of the connection are done. Spec §2.1 step 9.
+        if is_exclusive && self.conn.active_writes.first().is_some_and(|first| *first < write.order)
+        {
+            return Gate::ClosedForAll;
         }
         if write.is_only_copy && !self.take_extents_for_peer(nr, key) {
-            return false;
+            return Gate::ClosedForAll;
         }
         self.submit_peer_write(nr, key);
-        true
+        Gate::Open
     }
 
-    /// Is an earlier replicated write of any volume unfinished? Spec §2.1 step 9.
-    fn is_any_replicated_before(&self, nr: VolumeNr, at: usize) -> bool {
-        let Some(own) = self.volume(nr) else { return false };
-        let here = own
-            .peer_writes
-            .order
-            .iter()
-            .take(at)
-            .any(|key| own.peer_writes.all.get(*key).is_some_and(|w| w.epoch.is_some()));
-        here || self.volumes.values().any(|v| {
-            v.nr != nr
-                && v.peer_writes
-                    .all
-                    .iter()
-                    .any(|(_, w)| w.step == Step::Submitted && w.epoch.is_some())
-        })
+    const fn next_order(&mut self) -> u64 {
+        self.conn.next_order += 1;
+        self.conn.next_order
+    }
+
+    /// The disk has done a write, or nobody wants it any more.
+    fn forget_order(&mut self, nr: VolumeNr, key: PeerWriteKey) {
+        let Some(volume) = self.volumes.get_mut(&nr.0) else { return };
+        let Some(write) = volume.peer_writes.all.get(key) else { return };
+        volume.peer_writes.undone.remove(write.range, (write.order, key));
+        self.conn.active_writes.remove(&write.order);
     }
 
     /// This node has the only disk of a diskless Primary: it keeps the activity log for it.
@@ -399,7 +383,6 @@ impl Core {
             && volume.disk.as_ref().is_some_and(|disk| disk.limits().can_discard);
         let has_disk = volume.has_disk();
         let Some(write) = volume.peer_writes.all.get_mut(key) else { return };
-        write.step = Step::Submitted;
         let range = write.range;
         let what = write.what;
         if write.epoch.is_some() {
@@ -433,10 +416,11 @@ impl Core {
         let Some(volume) = self.volume_mut(nr) else { return };
         let wants_flush = volume.config.disk_flushes;
         let Some(write) = volume.peer_writes.all.get_mut(key) else { return };
-        write.step = Step::Written;
         write.result = result;
         let (is_resync, range) = (write.epoch.is_none(), write.range);
         volume.stats.dw += range.len.0;
+        self.forget_order(nr, key);
+        let Some(volume) = self.volume_mut(nr) else { return };
         if result.is_err() {
             if !is_resync {
                 volume.set_out_of_sync(range);
@@ -486,7 +470,6 @@ impl Core {
         let conn = self.state(nr).conn;
         let Some(volume) = self.volume_mut(nr) else { return };
         let Some(write) = volume.peer_writes.all.remove(key) else { return };
-        volume.peer_writes.order.retain(|k| *k != key);
         if write.is_in_tree {
             volume.app.tree.remove(write.range, Writer::Peer(key));
         }
@@ -607,7 +590,8 @@ impl Core {
     pub(super) fn orphan_peer_writes(&mut self) {
         self.peer_epochs.lost();
         for volume in self.volumes.values_mut() {
-            let keys: Vec<PeerWriteKey> = volume.peer_writes.order.iter().copied().collect();
+            let keys: Vec<PeerWriteKey> =
+                volume.peer_writes.all.iter().map(|(key, _)| key).collect();
             for key in keys {
                 if let Some(write) = volume.peer_writes.all.get_mut(key) {
                     write.is_orphan = true;
@@ -720,9 +704,9 @@ impl Core {
         own: crate::request::log::ReqKey,
         covers: bool,
     ) {
+        self.forget_order(nr, key);
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.peer_writes.all.remove(key);
-        volume.peer_writes.order.retain(|k| *k != key);
         volume.app.tree.remove(write.range, Writer::Peer(key));
         let kind = if covers || self.conn.version < 100 {
             AckKind::Superseded
@@ -787,6 +771,17 @@ impl Core {
         }
         self.on_peer_data(nr, block, 0, What::Discard, None)
     }
+}
+
+/// May a write of the peer go to the disk?
+enum Gate {
+    Open,
+    /// Not yet.
+    Closed,
+    /// Not yet, and nothing behind it.
+    ClosedForAll,
+    /// It is no more.
+    Gone,
 }
 
 /// What becomes of a write of the peer that meets own ones.
