@@ -441,6 +441,37 @@ fn events2_now_and_until_the_reader_leaves() {
     assert_eq!((code, stdout.as_str()), (Some(0), "1795353488"));
 }
 
+#[test]
+fn a_monitor_polls_through_stdin() {
+    let reads = std::sync::atomic::AtomicU64::new(0);
+    let daemon = Daemon::new(move |request| {
+        let mut snapshot = sample();
+        if matches!(request, Request::Status { .. }) {
+            let read = reads.fetch_add(2, std::sync::atomic::Ordering::Relaxed) + 2;
+            snapshot.resources[1].volumes[0].counters.read = read;
+            let snapshot = Answer::Snapshot(Box::new(snapshot));
+            return vec![Say::Line(snapshot), Say::Line(Answer::Done(Reply::SUCCESS))];
+        }
+        vec![Say::Line(Answer::Snapshot(Box::new(snapshot))), Say::Hang]
+    });
+    let mut command = daemon.command("events2 --full --poll");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "exists -"));
+    for read in ["read:1 ", "read:2 "] {
+        stdin.write_all(b"n\n").unwrap();
+        let line = lines.next().unwrap();
+        assert!(line.starts_with("change device name:r1 ") && line.contains(read), "{line}");
+    }
+    // The end of stdin is no end of the output.
+    drop(stdin);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(child.try_wait().unwrap().is_none());
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
 /// Byte by byte what `drbdsetup-84 help CMD` of the original says, for every command.
 #[test]
 fn help_texts_are_the_originals() {
@@ -459,11 +490,12 @@ fn help_texts_are_the_originals() {
         let (_, xml, _) = run(&["xml-help", command]);
         assert_eq!(code, 0, "{command}");
         // Options of our own stand last.
-        let own =
-            [" [--json]", " [--full]", " [--watch]"].iter().fold(help, |h, o| h.replace(o, ""));
+        let own = [" [--json]", " [--full]", " [--poll]", " [--watch]"]
+            .iter()
+            .fold(help, |h, o| h.replace(o, ""));
         assert_eq!(own.replace("\n   \n", "\n"), texts["help"].as_str().unwrap());
         let mut plain = xml;
-        for option in ["json", "full", "watch"] {
+        for option in ["json", "full", "poll", "watch"] {
             let element = format!("\t<option name=\"{option}\" type=\"flag\">\n\t</option>\n");
             plain = plain.replace(&element, "");
         }

@@ -139,7 +139,7 @@ commands! {
     original free "status" ResourceAny [] Plain(&["verbose", "statistics", "json", "watch"], &[], &["color"]);
     original free "check-resize" Minor [] Options::None;
     original free "events" Any [] Options::None;
-    original free "events2" ResourceAny [] Plain(&["timestamps", "statistics", "now", "full"], &[], &[]);
+    original free "events2" ResourceAny [] Plain(&["timestamps", "statistics", "now", "full", "poll"], &[], &[]);
     original free "wait-connect" Minor [] Wait;
     original free "wait-sync" Minor [] Wait;
     original free "new-resource" Resource [] Options::Resource;
@@ -157,7 +157,7 @@ commands! {
 }
 
 /// Options that the original does not have; they stand last.
-pub(super) const OURS: [&str; 3] = ["json", "full", "watch"];
+pub(super) const OURS: [&str; 4] = ["json", "full", "poll", "watch"];
 
 /// Finds a command by its exact name.
 pub(super) fn find(name: &[u8]) -> Option<&'static Command> {

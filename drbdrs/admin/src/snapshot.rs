@@ -148,6 +148,9 @@ pub struct Volume {
     pub is_blocked: bool,
     /// No activity log is written now.
     pub is_al_suspended: bool,
+    /// Somebody has the device open.
+    #[serde(default)]
+    pub is_open: bool,
     /// Sectors of the device; 0: not known.
     pub size: u64,
     /// Device nodes and exports through which it is used.
@@ -448,6 +451,7 @@ impl Volume {
             paused_user: false,
             is_blocked: false,
             is_al_suspended: false,
+            is_open: false,
             size: 0,
             devices: Vec::new(),
             backing: None,

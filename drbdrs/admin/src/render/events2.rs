@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{
-    bits_to_kib, blocked, connection_name, replication_name, resync_suspended, suspended,
-    wrapped_kib, yes_no,
+    bits_to_kib, blocked, connection_name, events2_full, replication_name, resync_suspended,
+    suspended, wrapped_kib, yes_no,
 };
 use crate::{HelperCall, HelperPhase, Resource, Snapshot, Update, Volume};
 
@@ -16,7 +16,7 @@ pub struct Events2Options {
     pub timestamps: Option<i32>,
     /// `--statistics`.
     pub statistics: bool,
-    /// `--full`: every line has all fields.
+    /// `--full`: every line has all fields, also statistics and those of version 9.
     pub full: bool,
 }
 
@@ -40,26 +40,27 @@ enum Repeat {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Field {
-    name: &'static str,
+pub(super) struct Field {
+    pub(super) name: &'static str,
     value: String,
     repeat: Repeat,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Object {
-    kind: Kind,
+pub(super) struct Object {
+    pub(super) kind: Kind,
     /// Words that name it, with a blank in front.
-    key: String,
-    fields: Vec<Field>,
+    pub(super) key: String,
+    pub(super) fields: Vec<Field>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+pub(super) enum Kind {
     Resource,
     Connection,
     Device,
     PeerDevice,
+    Path,
 }
 
 impl Kind {
@@ -69,6 +70,7 @@ impl Kind {
             Self::Connection => "connection",
             Self::Device => "device",
             Self::PeerDevice => "peer-device",
+            Self::Path => "path",
         }
     }
 }
@@ -95,11 +97,13 @@ impl Events2 {
     pub fn initial(&mut self, snapshot: &Snapshot) -> String {
         let mut text = String::new();
         for resource in &snapshot.resources {
-            let all = objects(resource, true);
+            let all = objects(resource, true, self.options.full);
             for object in &all {
                 self.line(&mut text, snapshot.at_us, "exists", object, &Shown::All);
             }
-            let real = if resource.connection.is_some() { all } else { objects(resource, false) };
+            let full = self.options.full;
+            let is_real = resource.connection.is_some();
+            let real = if is_real { all } else { objects(resource, false, full) };
             self.printed.insert(resource.name.clone(), real);
         }
         self.stamp(&mut text, snapshot.at_us);
@@ -110,30 +114,49 @@ impl Events2 {
     /// What an announcement changes.
     #[must_use]
     pub fn update(&mut self, update: &Update) -> String {
+        self.changes(update.at_us, &update.name, update.resource.as_ref(), is_changed)
+    }
+
+    /// Everything whose numbers are others than printed last: `--poll`.
+    #[must_use]
+    pub fn poll(&mut self, snapshot: &Snapshot) -> String {
+        let differs = |before: &Object, now: &Object| before != now;
+        let one = |r: &Resource| self.changes(snapshot.at_us, &r.name, Some(r), differs);
+        snapshot.resources.iter().map(one).collect()
+    }
+
+    fn changes(
+        &mut self,
+        at_us: u64,
+        name: &str,
+        resource: Option<&Resource>,
+        is_shown: impl Fn(&Object, &Object) -> bool,
+    ) -> String {
         let mut text = String::new();
-        let old = self.printed.remove(&update.name).unwrap_or_default();
-        let new = update.resource.as_ref().map(|r| objects(r, false)).unwrap_or_default();
+        let old = self.printed.remove(name).unwrap_or_default();
+        let full = self.options.full;
+        let new = resource.map(|r| objects(r, false, full)).unwrap_or_default();
         let find = |list: &[Object], o: &Object| {
             list.iter().position(|x| x.kind == o.kind && x.key == o.key)
         };
         let mut gone: Vec<&Object> = old.iter().filter(|o| find(&new, o).is_none()).collect();
         gone.sort_by_key(|o| match o.kind {
-            Kind::PeerDevice => 0,
+            Kind::PeerDevice | Kind::Path => 0,
             Kind::Connection => 1,
             Kind::Device => 2,
             Kind::Resource => 3,
         });
         for object in gone {
-            self.line(&mut text, update.at_us, "destroy", object, &Shown::Key);
+            self.line(&mut text, at_us, "destroy", object, &Shown::Key);
         }
         let mut printed = Vec::new();
         for object in new {
             let before = find(&old, &object).and_then(|i| old.get(i));
             match before {
-                None => self.line(&mut text, update.at_us, "create", &object, &Shown::All),
-                Some(before) if is_changed(before, &object) => {
-                    let shown = if self.options.full { Shown::All } else { Shown::Since(before) };
-                    self.line(&mut text, update.at_us, "change", &object, &shown);
+                None => self.line(&mut text, at_us, "create", &object, &Shown::All),
+                Some(before) if is_shown(before, &object) => {
+                    let shown = if full { Shown::All } else { Shown::Since(before) };
+                    self.line(&mut text, at_us, "change", &object, &shown);
                 }
                 // Not announced: it stays as it was printed.
                 Some(before) => {
@@ -143,8 +166,8 @@ impl Events2 {
             }
             printed.push(object);
         }
-        if update.resource.is_some() {
-            self.printed.insert(update.name.clone(), printed);
+        if resource.is_some() {
+            self.printed.insert(name.to_owned(), printed);
         }
         text
     }
@@ -197,7 +220,7 @@ impl Events2 {
         self.stamp(text, at_us);
         let _ = write!(text, "{action} {}{}", object.kind.name(), object.key);
         for field in &object.fields {
-            if field.repeat != Repeat::State && !self.options.statistics {
+            if field.repeat != Repeat::State && !self.options.statistics && !self.options.full {
                 continue;
             }
             let is_shown = match shown {
@@ -236,16 +259,26 @@ fn is_changed(before: &Object, now: &Object) -> bool {
 }
 
 /// Objects of a resource in the order of an announcement.
-fn objects(resource: &Resource, with_unnamed: bool) -> Vec<Object> {
-    let mut list = vec![resource_object(resource)];
+fn objects(resource: &Resource, with_unnamed: bool, full: bool) -> Vec<Object> {
+    let extended = |mut object: Object, volume: Option<&Volume>| {
+        if full {
+            events2_full::extend(&mut object, resource, volume);
+        }
+        object
+    };
+    let mut list = vec![extended(resource_object(resource), None)];
     let shown = resource.connection.is_some() || with_unnamed;
     let key = connection_key(resource);
     if shown {
-        list.push(connection_object(resource, &key));
+        list.push(extended(connection_object(resource, &key), None));
     }
-    list.extend(resource.volumes.iter().map(|v| device_object(resource, v)));
+    let volumes = &resource.volumes;
+    list.extend(volumes.iter().map(|v| extended(device_object(resource, v), Some(v))));
     if shown {
-        list.extend(resource.volumes.iter().map(|v| peer_device_object(v, &key)));
+        list.extend(volumes.iter().map(|v| extended(peer_device_object(v, &key), Some(v))));
+    }
+    if full {
+        list.extend(resource.connection.as_ref().map(|c| events2_full::path(c, &key)));
     }
     list
 }
@@ -259,7 +292,7 @@ const fn field(name: &'static str, value: String, repeat: Repeat) -> Field {
     Field { name, value, repeat }
 }
 
-fn state(name: &'static str, value: impl ToString) -> Field {
+pub(super) fn state(name: &'static str, value: impl ToString) -> Field {
     field(name, value.to_string(), Repeat::State)
 }
 
@@ -267,7 +300,7 @@ fn sticky(name: &'static str, value: &str) -> Field {
     field(name, value.to_owned(), Repeat::Sticky)
 }
 
-fn gauge(name: &'static str, value: impl ToString) -> Field {
+pub(super) fn gauge(name: &'static str, value: impl ToString) -> Field {
     field(name, value.to_string(), Repeat::Gauge)
 }
 

@@ -5,6 +5,7 @@
 mod colour;
 mod events;
 mod events2;
+mod events2_full;
 mod gi;
 mod json;
 mod proc;
