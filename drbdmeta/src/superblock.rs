@@ -6,8 +6,7 @@ use zerocopy::byteorder::big_endian::{I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::layout::{
-    AL_BLOCKS_MAX, AL_BLOCKS_MIN, AlGeometry, BLOCK, BLOCK_BYTES, Layout, LayoutError, Placement,
-    bitmap_bytes,
+    AL_BLOCKS_MAX, AL_BLOCKS_MIN, AlGeometry, BLOCK, BLOCK_BYTES, Layout, Placement, bitmap_bytes,
 };
 use crate::units::{ByteLen, ByteOffset, Gi, SectorCount};
 
@@ -204,6 +203,11 @@ pub enum Invalid {
     },
 }
 
+impl Flags {
+    /// All flags that mean something.
+    pub const KNOWN: Self = Self::from_bits_retain(0x1FF);
+}
+
 impl Superblock {
     /// A superblock for new meta-data.
     pub const fn new(layout: &Layout, la_peer_max_bio_size: u32) -> Self {
@@ -359,6 +363,14 @@ impl Superblock {
         })
     }
 
+    /// Bytes of a block that every writer leaves zero and that are not: a hint at damage, as the
+    /// superblock has no checksum.
+    pub fn stray_bytes(block: &[u8; BLOCK_BYTES]) -> usize {
+        let reserved = block.get(48..56).unwrap_or_default();
+        let unused = block.get(96..).unwrap_or_default();
+        reserved.iter().chain(unused).filter(|b| **b != 0).count()
+    }
+
     /// May a dump be trusted, that is, has the activity log been applied?
     pub const fn is_clean(&self) -> bool {
         matches!(self.magic, Magic::Clean) && self.flags.contains(Flags::AL_CLEAN)
@@ -400,12 +412,43 @@ pub enum AttachError {
         /// Blocks of one stripe.
         blocks: u32,
     },
-    /// The offsets contradict each other, the device or the agreed size.
-    #[error("meta data offsets don't make sense")]
-    Offsets,
-    /// A layout error.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
+    /// The offsets contradict each other or the device.
+    #[error("meta data offsets don't make sense: {0}")]
+    Offsets(#[from] Invalid),
+    /// An indexed slot has exactly one shape.
+    #[error(
+        "meta data offsets don't make sense: a slot has md_size_sect=262144, al_s=1, al_sz4k=8, \
+         found md_size_sect={md_size_sect}, al_s={stripes}, al_sz4k={blocks}"
+    )]
+    SlotShape {
+        /// Length of all meta-data.
+        md_size_sect: u32,
+        /// Number of stripes.
+        stripes: u32,
+        /// Blocks of one stripe.
+        blocks: u32,
+    },
+    /// The meta-data ends behind its device.
+    #[error("meta data offsets don't make sense: it ends at byte {end} of a device of {device}")]
+    EndsBeyond {
+        /// Where it ends.
+        end: u64,
+        /// Length of the device.
+        device: u64,
+    },
+    /// The bitmap has no room for the agreed size.
+    #[error(
+        "meta data offsets don't make sense: la_size={la_size} needs {needed} sectors of bitmap, \
+         there are {found}"
+    )]
+    BitmapTooSmall {
+        /// Agreed size in sectors.
+        la_size: u64,
+        /// Sectors of bitmap that it needs.
+        needed: u64,
+        /// Sectors of bitmap that there are.
+        found: u64,
+    },
 }
 
 impl Superblock {
@@ -431,13 +474,24 @@ impl Superblock {
                 blocks: self.al.stripe_blocks,
             });
         }
-        let layout = self.check(placement, device).map_err(|_| AttachError::Offsets)?;
-        let slot_like = !matches!(placement, Placement::Indexed(_))
-            || (self.md_size_sect == 262_144 && self.al == AlGeometry::default());
-        let bitmap_needed = self.la_size.0.saturating_add(7) / 8 / 8 / 512;
+        let layout = self.check(placement, device)?;
+        let is_slot = matches!(placement, Placement::Indexed(_));
+        let is_usual = self.md_size_sect == 262_144 && self.al == AlGeometry::default();
+        if is_slot && !is_usual {
+            return Err(AttachError::SlotShape {
+                md_size_sect: self.md_size_sect,
+                stripes: self.al.stripes,
+                blocks: self.al.stripe_blocks,
+            });
+        }
         let end = layout.span().1.0;
-        if !slot_like || end > device.0 || layout.bitmap_len.0 / 512 < bitmap_needed {
-            return Err(AttachError::Offsets);
+        if end > device.0 {
+            return Err(AttachError::EndsBeyond { end, device: device.0 });
+        }
+        let needed = self.la_size.0.saturating_add(7) / 8 / 8 / 512;
+        let found = layout.bitmap_len.0 / 512;
+        if found < needed {
+            return Err(AttachError::BitmapTooSmall { la_size: self.la_size.0, needed, found });
         }
         Ok(layout)
     }

@@ -15,6 +15,8 @@ pub const ORIGINAL_DRBDADM: &str = "/lib/drbd/drbdadm-84";
 pub enum Need {
     /// A file.
     File(&'static str),
+    /// A program that the shell finds.
+    Program(&'static str),
     /// Private host name, network and mounts.
     Namespaces,
     /// QEMU, and an image for kernel guests or the tools that can build it.
@@ -26,6 +28,7 @@ impl Need {
     pub fn is_met(self) -> bool {
         match self {
             Self::File(path) => Path::new(path).exists(),
+            Self::Program(name) => has_program(name),
             Self::Namespaces => namespaces_work(),
             Self::Guest => {
                 let can_build = has_program("apt-get") && has_program("dpkg-deb");

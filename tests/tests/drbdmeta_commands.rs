@@ -28,7 +28,8 @@ type Body = fn() -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let bodies: [(&str, Body); 6] = [
+    let bodies: [(&str, Body); 7] = [
+        ("check_says_what_is_and_what_would_be", check),
         ("a_held_file_names_the_pid", held),
         ("a_backup_brings_everything_back", backup),
         ("an_interrupted_move_is_completed", interrupted_move),
@@ -368,6 +369,74 @@ fn dump_comes_back() -> Result<()> {
     std::fs::write(&path, text.replace("bm {", "bm {{"))?;
     let bad = bench.run(&["verify-dump", &path])?;
     ensure!(bad.rc == 10 && bad.stderr.starts_with("Parse error in line 9: "), "{bad:?}");
+    Ok(())
+}
+
+fn check() -> Result<()> {
+    let bench = Bench::new(4 * MIB)?;
+    let says = |rc: i32, texts: &[&str]| -> Result<()> {
+        let got = bench.run(&["check"])?;
+        ensure!(got.rc == rc && got.stderr.is_empty(), "{got:?}");
+        let missing = texts.iter().find(|t| !got.stdout.contains(**t));
+        ensure!(missing.is_none(), "{missing:?} is missing: {}", got.stdout);
+        Ok(())
+    };
+    says(1, &["no valid meta-data", "byte 4190208, is empty", "create-md makes new"])?;
+    bench.ok(&["create-md"])?;
+    says(
+        0,
+        &["It is new: the device has never been attached", "would get everything from a peer"],
+    )?;
+    ensure!(!bench.run(&["check"])?.stdout.contains("ODD"), "{:?}", bench.run(&["check"])?);
+    bench.ok(&["set-gi", "--force", "--no-backup", "A1:B0:C0:D0:1:1:1"])?;
+    says(0, &["of generation 00000000000000A1", "changed since generation 00000000000000B0"])?;
+    says(0, &["The node was Primary", "The activity log is empty", "means split brain"])?;
+    let sector = |at: u64, bytes: &[u8]| -> Result<()> {
+        let file = File::options().write(true).open(&bench.device)?;
+        Ok(file.write_all_at(bytes, 4_190_208 + at)?)
+    };
+    // In use, the log torn: lost, and needed.
+    sector(60, &0x8374_026C_u32.to_be_bytes())?;
+    says(1, &["apply-al comes first"])?;
+    let file = File::options().write(true).open(&bench.device)?;
+    file.write_all_at(&[0; 32_768], 4_190_208 - 32_768)?;
+    says(
+        1,
+        &["8 blocks of the activity log are not readable", "WRONG: the activity log is needed"],
+    )?;
+    says(1, &["apply-al as well", "use create-md and sync from it"])?;
+    bench.ok(&["create-md", "--force", "--no-backup"])?;
+    sector(56, &0x8000_0090_u32.to_be_bytes())?;
+    sector(3000, b"xyz")?;
+    sector(0, &u64::MAX.to_be_bytes())?;
+    says(
+        0,
+        &["ODD: 3 bytes", "ODD: unknown flags 0x80000000", "ODD: the data is marked as up to date"],
+    )?;
+    says(
+        0,
+        &["ODD: the agreed size of 18446744073709551615 sectors is more than the 8112 usable"],
+    )?;
+    std::fs::remove_file(bench.folder.path().join("drbd-minor--1.lkbd"))?;
+    says(0, &["The size of the device is not noted"])?;
+    for (at, found) in [
+        (76, "WRONG: the superblock at byte 4190208 does not fit: strange bm_offset"),
+        (60, "something else"),
+    ] {
+        sector(at, &[0x11])?;
+        let got = bench.run(&["check"])?;
+        ensure!(got.rc == 1 && got.stdout.contains(found), "{got:?}");
+    }
+    sector(60, &0x8374_026D_u32.to_be_bytes())?;
+    let got = bench.run(&["check"])?;
+    ensure!(got.rc == 1 && got.stdout.contains("is DRBD 9's, which is not supported"), "{got:?}");
+    for command in ["dump-md", "apply-al", "get-gi", "outdate"] {
+        let got = bench.run(&[command])?;
+        ensure!(
+            got.rc == 255 && got.stderr.contains("this is a DRBD 9 device, not supported"),
+            "{got:?}"
+        );
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use drbdmeta::layout::Placement;
 use drbdmeta::superblock::Superblock;
 use drbdmeta::units::{ByteLen, ByteOffset};
 use drbdrs_tests::metagen::{Fixture, Recorded, read_all, read_part, run};
-use drbdrs_tests::need::trial;
+use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::{fixtures, program};
 use libtest_mimic::{Arguments, Failed};
 use serde::Deserialize;
@@ -40,6 +40,7 @@ fn main() {
         trial("recorded_commands", &[], || checked(commands)),
         trial("images_after_commands", &[], || checked(images)),
         trial("activity_log_text", &[], || checked(al_text)),
+        trial("the_reader_in_format_md", &[Need::Program("python3")], || checked(reader)),
     ];
     libtest_mimic::run(&args, tests).exit();
 }
@@ -324,4 +325,54 @@ fn al_text() -> Result<()> {
     }
     ensure!(compared == 4, "{compared} logs");
     Ok(())
+}
+
+/// The documentation must be enough to write a reader: it contains one, in another language and
+/// without any code of ours.
+fn reader() -> Result<()> {
+    let text = include_str!("../../drbdmeta/FORMAT.md");
+    let code = text.split("```python\n").nth(1).and_then(|t| t.split("```").next());
+    let folder = tempfile::tempdir()?;
+    let script = folder.path().join("reader.py");
+    std::fs::write(&script, code.context("no reader")?)?;
+    let script = script.display().to_string();
+    let drbdmeta = program("drbdmeta");
+    let mut read = 0;
+    for fixture in read_all()? {
+        let place = Place::new(&fixture)?;
+        let device = place.device.display().to_string();
+        let got = run(Path::new("python3"), &[&script, &device, &fixture.placement])?;
+        ensure!(got.rc == 0, "{}: {got:?}", fixture.id);
+        let got: Value = serde_json::from_str(&got.stdout)?;
+        let expect = &fixture.expect;
+        let is_valid = expect["valid"] != false && fixture.id != "x04-bytes-per-bit-8192";
+        ensure!(got["valid"] == is_valid, "{}: {got}", fixture.id);
+        if !is_valid {
+            continue;
+        }
+        for key in ["al_bad_blocks", "active_extents"] {
+            ensure!(got[key] == expect[key], "{} {key}: {got} {expect}", fixture.id);
+        }
+        for (key, want) in expect["superblock"].as_object().context("no superblock")? {
+            let number = got["superblock"][key].as_i64().map(|n| n.to_string());
+            let number = number.or_else(|| Some(got["superblock"][key].as_u64()?.to_string()));
+            let want = match want.as_str().and_then(|w| w.strip_prefix("0x")) {
+                Some(hex) => u64::from_str_radix(hex, 16)?.to_string(),
+                None => want.to_string(),
+            };
+            ensure!(number.as_ref() == Some(&want), "{} {key}: {got}", fixture.id);
+        }
+        let dump = run_ours(&drbdmeta, &place, &fixture)?;
+        ensure!(got["bits_set"] == dump["out_of_sync_bits"], "{}: bits {got} {dump}", fixture.id);
+        read += 1;
+    }
+    println!("{read} devices read");
+    ensure!(read > 50, "only {read}");
+    Ok(())
+}
+
+fn run_ours(drbdmeta: &Path, place: &Place, fixture: &Fixture) -> Result<Value> {
+    let got = place.run(drbdmeta, fixture, "dump-md --force --json")?;
+    let start = got.stdout.find('{').context("no JSON")?;
+    Ok(serde_json::from_str(&got.stdout[start..])?)
 }

@@ -3,8 +3,9 @@
 use drbdmeta::al::{Outcome, replay};
 use drbdmeta::bitmap::Region;
 use drbdmeta::layout::Layout;
-use drbdmeta::superblock::{AttachError, Flags, Superblock};
+use drbdmeta::superblock::{AttachError, DecodeError, Flags, MAGIC_V09, Superblock};
 use drbdmeta::units::{Gi, HumanKib};
+use drbdmeta::v07::{OldSuperblock, fixed_superblock};
 
 use super::Exit;
 use super::open::{Found, Opened};
@@ -18,11 +19,7 @@ fn say(text: impl AsRef<str>) {
 pub(super) fn check(o: &mut Opened<'_>) -> Result<(), Exit> {
     let (sb, layout) = match o.found.clone() {
         Found::Here(sb, layout) => (*sb, layout),
-        Found::Nowhere => {
-            say("There is no valid meta-data for this configuration.");
-            say("An attach would be refused; create-md makes new meta-data.");
-            return Err(Exit::silent(1));
-        }
+        Found::Nowhere => return nothing_valid(o),
         Found::LastKnown(_, layout, note) => {
             let (then, now) = (note.device_len, o.device_len().0);
             say(format!("The device had {then} bytes and now has {now}."));
@@ -36,8 +33,74 @@ pub(super) fn check(o: &mut Opened<'_>) -> Result<(), Exit> {
     describe_generations(&sb);
     let is_log_bad = describe_log(o, &sb, &layout)?;
     describe_bitmap(o, &sb, &layout)?;
+    describe_oddities(o, &sb, &layout)?;
     describe_connect(&sb);
     describe_attach(o, &sb, is_log_bad)
+}
+
+/// What is there instead?
+fn nothing_valid(o: &mut Opened<'_>) -> Result<(), Exit> {
+    say("There is no valid meta-data for this configuration.");
+    let (at, len) = (o.superblock_at(), o.device_len());
+    let block = o.read_block(at)?;
+    let fixed = fixed_superblock(len).filter(|_| o.run.placement.is_internal());
+    let old = match fixed {
+        Some(at) => OldSuperblock::from_disk(&o.read_block(at)?),
+        None => None,
+    };
+    let is_old = old.or_else(|| OldSuperblock::from_disk(&block)).is_some();
+    let at = at.0;
+    match Superblock::from_disk(&block) {
+        Ok(sb) => {
+            if let Err(invalid) = sb.check(o.run.placement, len) {
+                say(format!("WRONG: the superblock at byte {at} does not fit: {invalid}."));
+            }
+            say("Either it is damaged, or it was written for another placement or size of device.");
+        }
+        Err(DecodeError::Magic { found: MAGIC_V09 }) => {
+            say(format!("The superblock at byte {at} is DRBD 9's, which is not supported."));
+        }
+        Err(_) if is_old => say("There is meta-data of DRBD 0.7, which create-md can convert."),
+        Err(_) if block.iter().all(|b| *b == 0) => {
+            say(format!("The place of the superblock, byte {at}, is empty."));
+        }
+        Err(error) => say(format!("At byte {at} there is something else: {error}.")),
+    }
+    say("An attach would be refused; create-md makes new meta-data.");
+    Err(Exit::silent(1))
+}
+
+/// What looks like damage, though nothing forbids it.
+fn describe_oddities(o: &mut Opened<'_>, sb: &Superblock, layout: &Layout) -> Result<(), Exit> {
+    let block = o.read_block(layout.superblock)?;
+    let stray = Superblock::stray_bytes(&block);
+    if stray > 0 {
+        say(format!("ODD: {stray} bytes of the superblock that should be zero are not."));
+    }
+    let unknown = sb.flags.difference(Flags::KNOWN).bits();
+    if unknown != 0 {
+        say(format!("ODD: unknown flags {unknown:#010x} are set."));
+    }
+    if sb.flags.contains(Flags::WAS_UP_TO_DATE) && !sb.flags.contains(Flags::CONSISTENT) {
+        say("ODD: the data is marked as up to date, but not as consistent.");
+    }
+    if sb.current.is_none() {
+        say("ODD: there is no current generation.");
+    }
+    // What was read before has been cut to what fits.
+    let stored = Superblock::from_disk(&block).map_or(sb.la_size, |stored| stored.la_size);
+    if stored != sb.la_size {
+        let usable = layout.usable();
+        say(format!("ODD: the agreed size of {stored} sectors is more than the {usable} usable."));
+    }
+    if o.run.placement.is_internal() {
+        let note = o.read_note();
+        if note.is_none_or(|n| n.device_len != o.device_len().0) {
+            say("The size of the device is not noted: after it grows, its meta-data will not be \
+                 found. check-resize notes it.");
+        }
+    }
+    Ok(())
 }
 
 fn describe_data(sb: &Superblock) {

@@ -140,8 +140,10 @@ async fn read_superblock(
                 AttachError::Unclean => Failure::MetaUnclean,
                 AttachError::BytesPerBit(_)
                 | AttachError::Striping { .. }
-                | AttachError::Offsets
-                | AttachError::Layout(_) => Failure::NoMetaData,
+                | AttachError::Offsets(_)
+                | AttachError::SlotShape { .. }
+                | AttachError::EndsBeyond { .. }
+                | AttachError::BitmapTooSmall { .. } => Failure::NoMetaData,
             }
             .into())
         }
