@@ -50,7 +50,8 @@ impl KernelNode {
         self.peer_port = port;
     }
 
-    /// Writes the configuration: options of the `net` and of the `disk` section.
+    /// Writes the configuration: options of the `net` and of the `disk` section. Waiting times
+    /// suit a busy machine: the kernel gives its peer 12 s for each step of a handshake.
     ///
     /// # Errors
     /// The guest is gone.
@@ -60,7 +61,7 @@ impl KernelNode {
             "global {{ usage-count no; }}\n\
              resource r0 {{\n\
              \x20 device minor 0; disk /dev/vda; meta-disk internal;\n\
-             \x20 net {{ socket-check-timeout 1; {net} }}\n\
+             \x20 net {{ socket-check-timeout 1; ping-timeout 30; {net} }}\n\
              \x20 disk {{ resync-rate 200M; c-plan-ahead 0; {disk} }}\n\
              \x20 on alpha {{ address {GUEST}:{PORT}; }}\n\
              \x20 on bravo {{ address {HOST}:{peer_port}; }}\n\

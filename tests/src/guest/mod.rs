@@ -78,6 +78,7 @@ pub struct Guest {
 
 #[derive(Debug)]
 struct Running {
+    guard: Child,
     process: Child,
     monitor: Monitor,
     control: u16,
@@ -85,7 +86,10 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // By its id, and reaped: neither can hit another process. It may have ended already.
+        // By their ids, and reaped, the guard first: nothing can hit another process. Either may
+        // have ended already.
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -123,25 +127,37 @@ impl Guest {
         let image = image::image()?;
         let _ = fs::remove_file(self.console());
         let _ = fs::remove_file(self.folder.path().join("monitor"));
-        let mut command = Command::new(QEMU);
-        command.args(self.arguments(&image)).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(File::create(self.folder.path().join("stderr"))?);
-        let mut process = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
-        let monitor = self.connect(&mut process);
-        let monitor = match monitor {
-            Ok(monitor) => monitor,
-            Err(e) => {
-                let _ = process.kill();
-                let _ = process.wait();
-                return Err(e);
-            }
-        };
-        self.running = Some(Running { process, monitor, control: 0 });
+        self.running = Some(self.launch(&image)?);
         let outcome = self.come_up();
         if outcome.is_err() {
             self.running = None;
         }
         outcome
+    }
+
+    fn launch(&self, image: &image::Image) -> Result<Running> {
+        let mut command = Command::new(QEMU);
+        command.args(self.arguments(image)).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(File::create(self.folder.path().join("stderr"))?);
+        let mut process = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
+        let monitor = self.connect(&mut process);
+        match monitor.and_then(|monitor| Ok((monitor, self.guard(process.id())?))) {
+            Ok((monitor, guard)) => Ok(Running { guard, process, monitor, control: 0 }),
+            Err(e) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                Err(e)
+            }
+        }
+    }
+
+    /// A process that notices, by the end of its input, that this one was killed, and cleans up.
+    fn guard(&self, pid: u32) -> Result<Child> {
+        let script = "trap '' INT TERM HUP; read -r _; kill -9 \"$1\"; rm -rf \"$2\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "guard", &pid.to_string()]).arg(self.folder.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command.spawn()?)
     }
 
     fn arguments(&self, image: &image::Image) -> Vec<String> {
