@@ -47,6 +47,8 @@ pub enum Zone {
     Net,
     /// Blocks of meta-data.
     Meta,
+    /// What clients send and get besides data.
+    Clients,
 }
 
 /// Bytes of each zone; rounded up to whole blocks of 1 MiB, or of 32 MiB beyond that size.
@@ -60,12 +62,14 @@ pub struct PoolSize {
     pub net: usize,
     /// [`Zone::Meta`].
     pub meta: usize,
+    /// [`Zone::Clients`].
+    pub clients: usize,
 }
 
 impl Default for PoolSize {
     /// Address space only: memory is used page by page, when it is needed for the first time.
     fn default() -> Self {
-        Self { front: 64 << 20, disk: 32 << 20, net: 32 << 20, meta: 1 << 20 }
+        Self { front: 64 << 20, disk: 32 << 20, net: 32 << 20, meta: 1 << 20, clients: 8 << 20 }
     }
 }
 
@@ -229,7 +233,7 @@ struct ZoneState {
 pub struct Pool {
     arena: Arc<Arena>,
     pages: Vec<Page>,
-    zones: [ZoneState; 4],
+    zones: [ZoneState; 5],
 }
 
 impl fmt::Debug for Pool {
@@ -244,7 +248,7 @@ impl Pool {
     /// # Errors
     /// The address space is limited.
     pub fn new(size: PoolSize) -> io::Result<Self> {
-        let sizes = [size.front, size.disk, size.net, size.meta].map(whole_blocks);
+        let sizes = [size.front, size.disk, size.net, size.meta, size.clients].map(whole_blocks);
         let total = sizes.iter().sum::<usize>();
         let pages = total / PAGE;
         if u32::try_from(pages).is_err() {
@@ -513,7 +517,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn small() -> Pool {
-        Pool::new(PoolSize { front: 1 << 20, disk: 3 << 20, net: 33 << 20, meta: 1 }).unwrap()
+        Pool::new(PoolSize { front: 1 << 20, disk: 3 << 20, net: 33 << 20, meta: 1, clients: 1 })
+            .unwrap()
     }
 
     #[test]

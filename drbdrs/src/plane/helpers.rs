@@ -137,7 +137,7 @@ fn finish(shared: &Shared, finished: Finished) {
 
 /// Makes an eventfd readable.
 #[expect(clippy::host_endian_bytes, reason = "eventfd counts in the byte order of the machine")]
-pub(super) fn ring_bell(bell: &Fd) {
+pub(crate) fn ring_bell(bell: &Fd) {
     // Can only fail when the counter is full, and then it is readable.
     let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
 }

@@ -37,6 +37,8 @@ pub enum Part {
     Link,
     /// The NBD server.
     Nbd,
+    /// Questions about the state of blocks.
+    Status,
     /// The channel of commands.
     Control,
 }

@@ -16,9 +16,13 @@ pub mod buf;
 pub mod disk;
 pub mod fault;
 pub mod helpers;
+pub(crate) mod inbox;
 pub mod io;
 pub mod link;
+pub(crate) mod outbox;
 pub mod ring;
+pub mod run;
+pub mod status;
 pub mod sys;
 pub mod threads;
 

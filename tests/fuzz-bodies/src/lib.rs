@@ -141,6 +141,11 @@ fn render_everything(snapshot: &Snapshot) {
     }
 }
 
+/// The negotiation of the NBD server, in pieces of any length (the first byte).
+pub fn nbd_handshake(data: &[u8]) {
+    drbdrs::front::nbd::handshake::fuzz(data);
+}
+
 fn read(files: &MemoryLoader, recover: bool) -> Option<Loaded> {
     let main = Main::File(Path::new("t.conf"));
     let request = Request { main, test: None, recover, node_minor: |_| None };

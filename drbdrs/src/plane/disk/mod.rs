@@ -105,9 +105,9 @@ impl Disk {
         self.open.as_ref()
     }
 
-    /// Why the last open failed, in words.
-    pub const fn open_error(&self) -> Option<&OpenError> {
-        self.open_error.as_ref()
+    /// Why the last open failed, in words; told once.
+    pub const fn take_open_error(&mut self) -> Option<OpenError> {
+        self.open_error.take()
     }
 
     /// Actions without answer.

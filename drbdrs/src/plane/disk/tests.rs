@@ -126,7 +126,7 @@ impl Rig {
         let io = self.meta(MetaOp::Open);
         match self.meta_answer(io) {
             Ok(MetaAnswer::Opened(opened)) => opened,
-            other => panic!("{other:?}: {:?}", self.disk.open_error()),
+            other => panic!("{other:?}: {:?}", self.disk.take_open_error()),
         }
     }
 

@@ -13,7 +13,6 @@
 mod rx;
 #[cfg(test)]
 mod tests;
-mod tx;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -30,9 +29,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, sockopt};
 
 use self::rx::{Polled, Rx};
-use self::tx::Tx;
 use super::Env;
+use super::buf::Zone;
 use super::io::{Fd, Op, OpKey, Part, Tag};
+use super::outbox::Outbox;
 
 /// Where the two nodes are, and how large the buffers of the kernel are to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ const BACKLOG: i32 = 5;
 struct Socket {
     fd: Fd,
     rx: Rx,
-    tx: Tx,
+    tx: Outbox,
     /// How packets to the peer look.
     context: Context,
     mode: Mode,
@@ -127,6 +127,8 @@ pub struct Link {
     /// Data and meta stream.
     streams: Option<[SocketId; 2]>,
     is_receiving: bool,
+    /// For reuse.
+    encoded: Vec<u8>,
 }
 
 impl Link {
@@ -175,7 +177,7 @@ impl Link {
             }
             LinkAction::Send { socket, context, mut packet } => {
                 if let Some(socket) = self.sockets.get_mut(&socket.0) {
-                    socket.tx.push(env, &context, 0, &mut packet, None, None);
+                    push(env, socket, &mut self.encoded, &context, (0, &mut packet), None, None);
                 }
             }
             LinkAction::Receive { socket, phase, context } => {
@@ -208,7 +210,8 @@ impl Link {
         let Some(id) = self.stream(stream) else { return };
         if let Some(socket) = self.sockets.get_mut(&id.0).filter(|socket| !socket.is_dead) {
             let context = socket.context;
-            socket.tx.push(env, &context, volume, &mut packet, data, token);
+            let packet = (volume, &mut packet);
+            push(env, socket, &mut self.encoded, &context, packet, data, token);
         }
     }
 
@@ -406,7 +409,7 @@ impl Link {
         let mut socket = Socket {
             fd,
             rx: Rx::new(),
-            tx: Tx::default(),
+            tx: Outbox::new(Zone::Net),
             context: Context::FRESH,
             mode: Mode::Idle,
             watch: None,
@@ -532,6 +535,46 @@ impl Link {
             }
         });
     }
+}
+
+/// Encodes a packet and queues it.
+fn push(
+    env: &mut Env<'_>,
+    socket: &mut Socket,
+    encoded: &mut Vec<u8>,
+    context: &Context,
+    (volume, packet): (u16, &mut Packet),
+    data: Option<SendData>,
+    token: Option<SendToken>,
+) {
+    attach_digest(env, context, packet, data);
+    let data_len = match data {
+        None => 0,
+        Some(SendData::Buf(buf)) => env.pool.len(buf),
+        Some(SendData::Zeroes(len)) => usize::try_from(len.0).unwrap_or(usize::MAX),
+    };
+    encoded.clear();
+    drbd_wire::encode(context, volume, packet, data_len, encoded);
+    socket.tx.push(env, encoded, data, token);
+}
+
+/// The digest that the connection wants. Spec: wire-protocol.md §11.2.
+fn attach_digest(env: &Env<'_>, context: &Context, packet: &mut Packet, data: Option<SendData>) {
+    let (
+        Some(algorithm),
+        Packet::Data(_, digest) | Packet::DataReply(_, digest) | Packet::RsDataReply(_, digest),
+    ) = (context.integrity, packet)
+    else {
+        return;
+    };
+    *digest = match data {
+        None => algorithm.digest(&[]),
+        Some(SendData::Buf(buf)) => algorithm.digest(env.pool.bytes(buf)),
+        // Rare, and of at most a few sizes: not worth a second way to compute digests.
+        Some(SendData::Zeroes(len)) => {
+            algorithm.digest(&vec![0; usize::try_from(len.0).unwrap_or(0)])
+        }
+    };
 }
 
 fn loss_of_socket(socket: SocketId, loss: StreamLoss) -> LinkEvent {

@@ -1,7 +1,4 @@
 //! The receiving half of a socket: bytes to packets, with data in buffers of its own.
-//!
-//! A receive takes whatever there is into a staging buffer; when data is expected, it first fills
-//! the data's buffer, and what comes behind goes to the staging buffer in the same call.
 
 use drbd_core::event::{Payload, StreamLoss};
 use drbd_core::ids::BufId;
@@ -11,10 +8,9 @@ use drbd_wire::{Context, Incoming, Packet, PeerError, Reader, Stream, Want};
 
 use super::super::Env;
 use super::super::buf::{Writing, Zone};
-use super::super::io::{Fd, Op, OpKey, Tag};
+use super::super::inbox::{End, Inbox};
+use super::super::io::{Fd, OpKey, Tag};
 
-/// Staging of an established stream, bytes. Larger than any inline part.
-const STAGING: [(Stream, usize); 2] = [(Stream::Data, 32 << 10), (Stream::Meta, 8 << 10)];
 /// Staging during the handshake: any inline part.
 const STAGING_SMALL: usize = 4096;
 
@@ -29,29 +25,21 @@ pub(super) enum Polled {
     Lost(StreamLoss),
 }
 
-/// Data that is being received.
+/// A packet whose data is still being received.
 #[derive(Debug)]
-struct Data {
+struct Pending {
     incoming: Incoming,
     buf: Option<BufId>,
-    len: usize,
-    got: usize,
 }
 
 /// The state.
 #[derive(Debug)]
 pub(super) struct Rx {
     reader: Reader,
-    staging: Option<BufId>,
-    staging_len: usize,
-    /// Unread bytes in it.
-    start: usize,
-    end: usize,
-    data: Option<Data>,
-    in_flight: Option<OpKey>,
+    inbox: Inbox,
+    pending: Option<Pending>,
     /// Take no byte more than the reader wants: the next packet may look different.
     is_exact: bool,
-    loss: Option<StreamLoss>,
     is_over: bool,
 }
 
@@ -60,14 +48,9 @@ impl Rx {
     pub(super) const fn new() -> Self {
         Self {
             reader: Reader::new(Stream::Data, Phase::Initial),
-            staging: None,
-            staging_len: STAGING_SMALL,
-            start: 0,
-            end: 0,
-            data: None,
-            in_flight: None,
+            inbox: Inbox::new(Zone::Net, STAGING_SMALL),
+            pending: None,
             is_exact: true,
-            loss: None,
             is_over: false,
         }
     }
@@ -83,11 +66,13 @@ impl Rx {
         self.reader = Reader::new(stream, Phase::Running);
         self.reader.context = context;
         self.is_exact = false;
-        // The small buffer is too small to be worth keeping; nothing is in it or in flight.
-        if let Some(small) = self.staging.take() {
-            env.pool.release(small);
-        }
-        self.staging_len = STAGING.iter().find(|s| s.0 == stream).map_or(STAGING_SMALL, |s| s.1);
+        self.inbox.resize(
+            env,
+            match stream {
+                Stream::Data => 32 << 10,
+                Stream::Meta => 8 << 10,
+            },
+        );
     }
 
     /// Digest of the peer's data packets from the next one on.
@@ -97,7 +82,7 @@ impl Rx {
 
     /// Is something with the kernel?
     pub(super) const fn in_flight(&self) -> Option<OpKey> {
-        self.in_flight
+        self.inbox.in_flight()
     }
 
     /// The next packet. Otherwise a receive is started if `may_receive`.
@@ -108,22 +93,33 @@ impl Rx {
         tag: Tag,
         may_receive: bool,
     ) -> Polled {
-        if self.in_flight.is_some() || self.is_over {
+        if self.inbox.in_flight().is_some() || self.is_over {
             return Polled::Nothing;
         }
-        match self.next(env) {
-            Ok(Some((incoming, payload))) => Polled::Packet(incoming, payload),
-            Err(error) => self.lost(StreamLoss::Bad { error }),
-            Ok(None) => match self.loss.take() {
-                Some(loss) => self.lost(loss),
-                None => {
-                    if may_receive {
-                        self.receive(env, socket, tag);
-                    }
-                    Polled::Nothing
-                }
-            },
+        match (self.next(env), self.inbox.ended()) {
+            (Ok(Some((incoming, payload))), _) => return Polled::Packet(incoming, payload),
+            (Err(error), _) => return self.lost(StreamLoss::Bad { error }),
+            (Ok(None), None) => {}
+            // For want of memory there may be more to come from what was received.
+            (Ok(None), Some(_)) if self.lacks_memory() => {}
+            (Ok(None), Some(End::Closed)) => return self.lost(StreamLoss::Closed),
+            (Ok(None), Some(End::Failed(libc::ECONNRESET))) => return self.lost(StreamLoss::Reset),
+            (Ok(None), Some(End::Failed(errno))) => {
+                return self.lost(StreamLoss::ReceiveFailed(errno));
+            }
         }
+        if may_receive && !self.lacks_memory() {
+            let total = match self.reader.want() {
+                Want::Inline(len) if self.is_exact => Some(len),
+                Want::Inline(_) | Want::Data(_) => None,
+            };
+            self.inbox.receive(env, socket, tag, total);
+        }
+        Polled::Nothing
+    }
+
+    fn lacks_memory(&self) -> bool {
+        matches!(self.pending, Some(Pending { buf: None, .. }))
     }
 
     fn lost(&mut self, loss: StreamLoss) -> Polled {
@@ -137,48 +133,34 @@ impl Rx {
         env: &mut Env<'_>,
     ) -> Result<Option<(Incoming, Option<Payload>)>, PeerError> {
         loop {
-            if self.data.is_some() {
+            if self.pending.is_some() {
                 return Ok(self.fill(env));
             }
             let Want::Inline(len) = self.reader.want() else { return Ok(None) };
-            let Some(staging) = self.staging else { return Ok(None) };
-            if self.end - self.start < len {
-                return Ok(None);
-            }
-            let bytes = &env.pool.bytes(staging)[self.start..self.start + len];
-            self.start += len;
+            let Some(bytes) = self.inbox.take(env.pool, len) else { return Ok(None) };
             match self.reader.feed(bytes)? {
                 None => {}
                 Some(incoming) if incoming.data_len == 0 => return Ok(Some((incoming, None))),
-                Some(incoming) => {
-                    let len = incoming.data_len as usize;
-                    self.data = Some(Data { incoming, buf: None, len, got: 0 });
-                }
+                Some(incoming) => self.pending = Some(Pending { incoming, buf: None }),
             }
         }
     }
 
     /// Moves what is there of the data into its buffer; the packet, once all is there.
     fn fill(&mut self, env: &mut Env<'_>) -> Option<(Incoming, Option<Payload>)> {
-        let data = self.data.as_mut()?;
-        if data.buf.is_none() {
+        let pending = self.pending.as_mut()?;
+        let len = pending.incoming.data_len as usize;
+        if pending.buf.is_none() {
             // Exhausted: reading waits until the engine lets go of something.
-            data.buf = Some(env.pool.alloc(Zone::Net, data.len)?);
+            let buf = env.pool.alloc(Zone::Net, len)?;
+            pending.buf = Some(buf);
+            self.inbox.expect(buf, len);
         }
-        let buf = data.buf?;
-        let there = (self.end - self.start).min(data.len - data.got);
-        if let (Some(staging), 1..) = (self.staging, there) {
-            let lease = env.pool.lend(staging, self.start..self.start + there);
-            let place = data.got..data.got + there;
-            env.pool.bytes_mut(buf)[place].copy_from_slice(lease.bytes());
-            env.pool.take_back(lease);
-            self.start += there;
-            data.got += there;
-        }
-        if data.got < data.len {
+        if !self.inbox.fill(env) {
             return None;
         }
-        let Data { incoming, len, .. } = self.data.take()?;
+        let Pending { incoming, buf } = self.pending.take()?;
+        let buf = buf?;
         self.reader.data_done();
         let digest_ok = self.verify(env, &incoming.packet, buf);
         Some((incoming, Some(Payload { buf, len: ByteLen(len as u64), digest_ok })))
@@ -196,35 +178,6 @@ impl Rx {
         }
     }
 
-    fn receive(&mut self, env: &mut Env<'_>, socket: &Fd, tag: Tag) {
-        if self.staging.is_none() {
-            self.staging = env.pool.alloc(Zone::Net, self.staging_len);
-        }
-        let Some(staging) = self.staging else { return };
-        // What is left of an incomplete head moves to the front.
-        let left = self.end - self.start;
-        env.pool.bytes_mut(staging).copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, left);
-        let payload = match &self.data {
-            Some(Data { buf: None, .. }) => return,
-            Some(Data { buf: Some(buf), len, got, .. }) => {
-                Some(env.pool.lend_mut(*buf, *got..*len))
-            }
-            None => None,
-        };
-        let until = match self.reader.want() {
-            Want::Inline(len) if self.is_exact => len.max(left),
-            _ => self.staging_len,
-        };
-        let into = [payload, Some(env.pool.lend_mut(staging, left..until))];
-        let into = match into {
-            [None, staging] => [staging, None],
-            both => both,
-        };
-        let op = Op::Recv { socket: Fd::clone(socket), into };
-        self.in_flight = Some(env.io.submit(tag, op));
-    }
-
     /// A receive has ended.
     pub(super) fn done(
         &mut self,
@@ -232,32 +185,14 @@ impl Rx {
         into: [Option<Writing>; 2],
         result: Result<u32, i32>,
     ) {
-        self.in_flight = None;
-        let staging = self.staging;
-        let mut got = *result.as_ref().unwrap_or(&0) as usize;
-        for lease in into.into_iter().flatten() {
-            let now = got.min(lease.len());
-            got -= now;
-            if Some(lease.buf()) == staging {
-                self.end += now;
-            } else if let Some(data) = &mut self.data {
-                data.got += now;
-            }
-            env.pool.take_back_mut(lease);
-        }
-        match result {
-            Ok(0) => self.loss = Some(StreamLoss::Closed),
-            Ok(_) | Err(libc::EAGAIN | libc::EINTR) => {}
-            Err(libc::ECONNRESET) => self.loss = Some(StreamLoss::Reset),
-            Err(errno) => self.loss = Some(StreamLoss::ReceiveFailed(errno)),
-        }
+        self.inbox.done(env, into, result);
     }
 
     /// Nothing more is received.
     pub(super) fn drop_all(&mut self, env: &mut Env<'_>) {
         self.is_over = true;
-        let data = self.data.take().and_then(|data| data.buf);
-        for buf in [self.staging.take(), data].into_iter().flatten() {
+        self.inbox.drop_all(env);
+        if let Some(buf) = self.pending.take().and_then(|pending| pending.buf) {
             env.pool.release(buf);
         }
     }

@@ -1,5 +1,5 @@
-//! The sending half of a socket: a queue of packets, and one send at a time that takes as many of
-//! them as fit.
+//! The sending half of a socket: a queue of messages, and one send at a time that takes as many of
+//! them as fit. A message is a head of some bytes, and perhaps data that stays in its buffer.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,19 +7,18 @@ use std::ops::Range;
 use drbd_core::action::SendData;
 use drbd_core::event::Event;
 use drbd_core::ids::{BufId, SendToken};
-use drbd_wire::{Context, Packet};
 
-use super::super::buf::{Reading, Zone};
-use super::super::io::{Fd, Op, OpKey, SEND_PARTS, Tag};
-use super::super::{Env, ZEROES_LEN};
+use super::buf::{Reading, Zone};
+use super::io::{Fd, Op, OpKey, SEND_PARTS, Tag};
+use super::{Env, ZEROES_LEN};
 
 /// Bytes of heads in one send.
 const HEADS_MAX: usize = 32 << 10;
 
-/// A packet that is not completely sent.
+/// A message that is not completely sent.
 #[derive(Debug)]
 struct Item {
-    /// Bytes of its head, the next ones in `Tx::heads`.
+    /// Bytes of its head, the next ones in `Outbox::heads`.
     head: usize,
     data: Data,
     token: Option<SendToken>,
@@ -34,8 +33,9 @@ enum Data {
 }
 
 /// The queue.
-#[derive(Debug, Default)]
-pub(super) struct Tx {
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    zone: Zone,
     heads: VecDeque<u8>,
     items: VecDeque<Item>,
     /// Bytes of the first item that are sent.
@@ -47,39 +47,52 @@ pub(super) struct Tx {
     is_sending: bool,
     /// For reuse.
     parts: Vec<Reading>,
-    encoded: Vec<u8>,
     /// The transport took less than it was given.
     is_full: bool,
 }
 
-impl Tx {
+impl Outbox {
+    /// Heads are copied into this zone to be sent.
+    pub(crate) fn new(zone: Zone) -> Self {
+        Self {
+            zone,
+            heads: VecDeque::new(),
+            items: VecDeque::new(),
+            sent: 0,
+            waiting: 0,
+            moved: 0,
+            chunk: None,
+            is_sending: false,
+            parts: Vec::new(),
+            is_full: false,
+        }
+    }
+
     /// Bytes that wait here.
-    pub(super) const fn waiting(&self) -> usize {
+    pub(crate) const fn waiting(&self) -> usize {
         self.waiting
     }
 
     /// Bytes that the transport has taken.
-    pub(super) const fn moved(&self) -> u64 {
+    pub(crate) const fn moved(&self) -> u64 {
         self.moved
     }
 
     /// The transport has taken less than it was given last time.
-    pub(super) const fn is_full(&self) -> bool {
+    pub(crate) const fn is_full(&self) -> bool {
         self.is_full
     }
 
     /// Counts from here on.
-    pub(super) const fn start_count(&mut self) {
+    pub(crate) const fn start_count(&mut self) {
         self.moved = 0;
     }
 
-    /// Appends a packet.
-    pub(super) fn push(
+    /// Appends a message. The buffer is kept by a reference of our own.
+    pub(crate) fn push(
         &mut self,
         env: &mut Env<'_>,
-        context: &Context,
-        volume: u16,
-        packet: &mut Packet,
+        head: &[u8],
         data: Option<SendData>,
         token: Option<SendToken>,
     ) {
@@ -91,17 +104,13 @@ impl Tx {
             }
             Some(SendData::Zeroes(len)) => Data::Zeroes(usize::try_from(len.0).unwrap_or(0)),
         };
-        attach_digest(env, context, packet, data);
-        let data_len = len_of(env, data);
-        self.encoded.clear();
-        drbd_wire::encode(context, volume, packet, data_len, &mut self.encoded);
-        self.heads.extend(&self.encoded);
-        self.waiting += self.encoded.len() + data_len;
-        self.items.push_back(Item { head: self.encoded.len(), data, token });
+        self.heads.extend(head);
+        self.waiting += head.len() + len_of(env, data);
+        self.items.push_back(Item { head: head.len(), data, token });
     }
 
     /// Hands as much as possible to the kernel, unless it is busy or there is no memory.
-    pub(super) fn flush(&mut self, env: &mut Env<'_>, socket: &Fd, tag: Tag) -> Option<OpKey> {
+    pub(crate) fn flush(&mut self, env: &mut Env<'_>, socket: &Fd, tag: Tag) -> Option<OpKey> {
         if self.is_sending || self.items.is_empty() {
             return None;
         }
@@ -112,7 +121,7 @@ impl Tx {
 
     /// What the next send consists of: heads are copied side by side, data is lent.
     fn plan(&mut self, env: &mut Env<'_>) -> Option<Vec<Reading>> {
-        let chunk = env.pool.alloc(Zone::Net, self.heads.len().min(HEADS_MAX))?;
+        let chunk = env.pool.alloc(self.zone, self.heads.len().min(HEADS_MAX))?;
         self.chunk = Some(chunk);
         let room = env.pool.len(chunk);
         copy_front(&self.heads, env.pool.bytes_mut(chunk));
@@ -149,7 +158,7 @@ impl Tx {
     ///
     /// # Errors
     /// The errno of the send.
-    pub(super) fn done(
+    pub(crate) fn done(
         &mut self,
         env: &mut Env<'_>,
         mut from: Vec<Reading>,
@@ -198,7 +207,7 @@ impl Tx {
     }
 
     /// Nothing more is sent.
-    pub(super) fn drop_all(&mut self, env: &mut Env<'_>) {
+    pub(crate) fn drop_all(&mut self, env: &mut Env<'_>) {
         for item in self.items.drain(..) {
             if let Data::Buf(buf) = item.data {
                 env.pool.release(buf);
@@ -257,21 +266,4 @@ fn len_of(env: &Env<'_>, data: Data) -> usize {
         Data::Buf(buf) => env.pool.len(buf),
         Data::Zeroes(len) => len,
     }
-}
-
-/// The digest that the connection wants. Spec: wire-protocol.md §11.2.
-fn attach_digest(env: &Env<'_>, context: &Context, packet: &mut Packet, data: Data) {
-    let (
-        Some(algorithm),
-        Packet::Data(_, digest) | Packet::DataReply(_, digest) | Packet::RsDataReply(_, digest),
-    ) = (context.integrity, packet)
-    else {
-        return;
-    };
-    *digest = match data {
-        Data::None => algorithm.digest(&[]),
-        Data::Buf(buf) => algorithm.digest(env.pool.bytes(buf)),
-        // Rare, and of at most a few sizes: not worth a second way to compute digests.
-        Data::Zeroes(len) => algorithm.digest(&vec![0; len]),
-    };
 }

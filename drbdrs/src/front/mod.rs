@@ -1,0 +1,3 @@
+//! Ways for applications to use a device.
+
+pub mod nbd;
