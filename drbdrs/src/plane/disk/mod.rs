@@ -21,7 +21,7 @@ use drbd_core::action::{DiskOp, MetaOp};
 use drbd_core::event::{Event, IoFailure, MetaAnswer};
 use drbd_core::ids::IoId;
 use drbd_core::slab::{Key, Slab};
-use drbd_types::{Tick, VolumeNr};
+use drbd_types::{Failure, Tick, VolumeNr};
 
 use self::job::{Job, Part, Step, Which};
 use self::plan::Abilities;
@@ -41,6 +41,7 @@ type Slot<T> = Arc<Mutex<Option<T>>>;
 enum Call {
     Open(Slot<Result<OpenDisk, OpenError>>),
     Scan(Slot<Result<scan::Found, i32>>),
+    Measure(Slot<Result<[u64; 2], i32>>),
 }
 
 /// Who is waited for.
@@ -139,6 +140,7 @@ impl Disk {
         match op {
             MetaOp::Open => return self.start_open(env, io),
             MetaOp::Close => return self.close(env, io),
+            MetaOp::Measure => return self.start_measure(env, io),
             _ => {}
         }
         let Some(can) = self.abilities(Area::Meta) else {
@@ -170,7 +172,7 @@ impl Disk {
                 ]);
             }
             MetaOp::Flush => job.steps.push_all(&[Step::Flush]),
-            MetaOp::Open | MetaOp::Close => {}
+            MetaOp::Open | MetaOp::Measure | MetaOp::Close => {}
         }
         self.start(env, job);
     }
@@ -250,14 +252,14 @@ impl Disk {
 
     fn start_open(&mut self, env: &mut Env<'_>, io: IoId) {
         let fault = env.faults.check(env.now, self.volume, Area::Data, Kind::Open);
-        let errno = match (&self.paths, fault) {
-            (_, Verdict::Fail(errno)) => Some(errno),
-            (None, _) => Some(libc::ENODEV),
-            _ if self.open.is_some() => Some(libc::EBUSY),
+        let refused = match (&self.paths, fault) {
+            (_, Verdict::Fail(errno)) => Some(IoFailure::Device(errno)),
+            (None, _) => Some(IoFailure::Open(Failure::OpenBackingDevice)),
+            _ if self.open.is_some() => Some(IoFailure::Open(Failure::DiskConfigured)),
             (Some(_), _) => None,
         };
-        if let Some(errno) = errno {
-            let result = Err(IoFailure::Device(errno));
+        if let Some(failure) = refused {
+            let result = Err(failure);
             return env.events.push(Event::Meta { io, result });
         }
         let Some(paths) = self.paths.clone() else { return };
@@ -280,6 +282,17 @@ impl Disk {
         self.call(env, key, move || put(&answer, scan::scan(&*file, at, blocks)));
     }
 
+    fn start_measure(&mut self, env: &mut Env<'_>, io: IoId) {
+        let Some(open) = self.open.as_ref().filter(|_| self.closing.is_none()) else {
+            return env.events.push(Event::Meta { io, result: Err(IoFailure::Gone) });
+        };
+        let files = open.files();
+        let slot = Slot::default();
+        let answer = Arc::clone(&slot);
+        let key = self.entries.insert(Entry::Call(io, Call::Measure(slot)));
+        self.call(env, key, move || put(&answer, open::measure(&files)));
+    }
+
     fn call(&self, env: &mut Env<'_>, key: Key<Entry>, work: impl FnOnce() + Send + 'static) {
         env.io.submit(self.tag(key), Op::Call(Some(Box::new(work))));
     }
@@ -297,11 +310,20 @@ impl Disk {
                 }
                 Some(Err(error)) => {
                     tracing::error!("{error}");
-                    let errno = error.errno;
+                    let failure = error.failure;
                     self.open_error = Some(error);
-                    Err(IoFailure::Device(errno))
+                    Err(IoFailure::Open(failure))
                 }
                 None => Err(IoFailure::Device(libc::EIO)),
+            },
+            Call::Measure(slot) => match (take(&slot), &mut self.open) {
+                (Some(Ok(lens)), Some(open)) => {
+                    open.resized(lens);
+                    Ok(MetaAnswer::Opened(open.opened))
+                }
+                (Some(Err(errno)), _) => Err(IoFailure::Device(errno)),
+                (_, None) => Err(IoFailure::Gone),
+                (None, _) => Err(IoFailure::Device(libc::EIO)),
             },
             Call::Scan(slot) => match take(&slot) {
                 Some(Ok(found)) => Ok(MetaAnswer::Blocks(found)),

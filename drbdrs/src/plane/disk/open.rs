@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use drbd_core::event::{DiskLimits, Opened};
-use drbd_types::{ByteLen, SectorCount};
+use drbd_types::{ByteLen, Failure, SectorCount};
 use drbdmeta::layout::Placement;
 use rustix::fs::{AtFlags, FileType, FlockOperation, OFlags, SeekFrom, StatxFlags, fcntl_lock};
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -37,6 +37,8 @@ pub struct DiskPaths {
 pub struct OpenError {
     /// The errno.
     pub errno: i32,
+    /// What users of the original see.
+    pub failure: Failure,
     /// What an administrator should read.
     pub text: String,
 }
@@ -71,22 +73,44 @@ impl OpenDisk {
         self.meta.as_ref().unwrap_or(&self.data)
     }
 
+    /// The files of both, for [`measure`].
+    pub(super) fn files(&self) -> [Fd; 2] {
+        [Fd::clone(&self.data.file), Fd::clone(&self.meta().file)]
+    }
+
+    /// The devices have these lengths now.
+    pub(super) fn resized(&mut self, [data, meta]: [u64; 2]) {
+        // A file may have grown by less than direct I/O can reach.
+        let unit = u64::from(self.data.align.max(512));
+        self.data.len = data / unit * unit;
+        if let Some(device) = &mut self.meta {
+            device.len = meta;
+        }
+        self.opened.backing = SectorCount(self.data.len / 512);
+        self.opened.meta_device = ByteLen(self.meta().len);
+    }
+
     /// Opens both.
     ///
     /// # Errors
     /// Not there, not permitted, in use, or neither a block device nor a file.
     pub fn open(paths: &DiskPaths) -> Result<Self, OpenError> {
-        let (data, limits) = Device::open(&paths.backing, true)?;
+        let (data, limits) = Device::open(&paths.backing, Role::Data, true)?;
         let meta = match &paths.meta {
             None => None,
             Some(path) if is_same(path, &data.file) => {
                 let path = path.display();
                 let text = format!("{path} is given as disk and as its own meta-disk");
-                return Err(OpenError { errno: libc::EINVAL, text });
+                return Err(OpenError {
+                    errno: libc::EINVAL,
+                    failure: Failure::OpenMetaDevice,
+                    text,
+                });
             }
             // Several volumes have slots of an indexed device.
             Some(path) => {
-                Some(Device::open(path, !matches!(paths.placement, Placement::Indexed(_)))?.0)
+                let alone = !matches!(paths.placement, Placement::Indexed(_));
+                Some(Device::open(path, Role::Meta, alone)?.0)
             }
         };
         let meta_len = meta.as_ref().map_or(data.len, |meta| meta.len);
@@ -100,44 +124,81 @@ impl OpenDisk {
     }
 }
 
+/// Lengths of files or devices, bytes. May block.
+pub(super) fn measure(files: &[Fd; 2]) -> Result<[u64; 2], i32> {
+    let len = |file: &Fd| {
+        rustix::fs::seek(file, SeekFrom::End(0)).map_err(rustix::io::Errno::raw_os_error)
+    };
+    Ok([len(&files[0])?, len(&files[1])?])
+}
+
 impl Device {
-    fn open(path: &Path, alone: bool) -> Result<(Self, DiskLimits), OpenError> {
+    fn open(path: &Path, role: Role, alone: bool) -> Result<(Self, DiskLimits), OpenError> {
         let shown = path.display();
+        let failure = role.cannot_open();
+        let busy = |who: &str| OpenError {
+            errno: libc::EBUSY,
+            failure,
+            text: format!("open({shown}) failed: Device or resource busy\n{who}"),
+        };
         let failed = |error: io::Error| OpenError {
             errno: error.raw_os_error().unwrap_or(libc::EIO),
+            failure,
             text: format!("open({shown}) failed: {error}"),
         };
         let info = std::fs::metadata(path).map_err(failed)?;
         match FileType::from_raw_mode(info.mode()) {
             FileType::BlockDevice => {
                 let file = open_block(path, alone).map_err(|error| match error.kind() {
-                    io::ErrorKind::ResourceBusy => busy(path, &users_of_block(info.rdev())),
+                    io::ErrorKind::ResourceBusy => busy(&users_of_block(info.rdev())),
                     _ => failed(error),
                 })?;
                 block_device(file, info.rdev()).map_err(failed)
             }
             FileType::RegularFile => {
-                let claim = alone.then(|| Claim::take(path, info.dev(), info.ino())).transpose()?;
+                let pid = std::process::id();
+                let taken = || busy(&format!("used by another volume of this daemon, pid:{pid}"));
+                let claim = || Claim::take(info.dev(), info.ino()).ok_or_else(taken);
+                let claim = alone.then(claim).transpose()?;
                 let (file, align) = open_plain(path, info.len()).map_err(failed)?;
                 if alone && fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                     let holder = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock));
                     let pid = holder.ok().flatten().and_then(|found| found.pid);
                     let pid = pid.map_or_else(|| "unknown".into(), |pid| pid.to_string());
-                    return Err(busy(path, &format!("lock currently held by pid:{pid}")));
+                    return Err(busy(&format!("lock currently held by pid:{pid}")));
                 }
                 Ok(plain_file(file, &info, align, claim))
             }
             _ => Err(OpenError {
                 errno: libc::ENOTBLK,
+                failure: role.is_no_device(),
                 text: format!("'{shown}' is neither a block device nor a file"),
             }),
         }
     }
 }
 
-fn busy(path: &Path, who: &str) -> OpenError {
-    let text = format!("open({}) failed: Device or resource busy\n{who}", path.display());
-    OpenError { errno: libc::EBUSY, text }
+/// Which of the two devices.
+#[derive(Clone, Copy)]
+enum Role {
+    Data,
+    Meta,
+}
+
+impl Role {
+    const fn cannot_open(self) -> Failure {
+        match self {
+            Self::Data => Failure::OpenBackingDevice,
+            Self::Meta => Failure::OpenMetaDevice,
+        }
+    }
+
+    const fn is_no_device(self) -> Failure {
+        match self {
+            Self::Data => Failure::DiskNotBlockDevice,
+            Self::Meta => Failure::MetaNotBlockDevice,
+        }
+    }
 }
 
 fn is_same(path: &Path, file: &OwnedFd) -> bool {
@@ -301,14 +362,10 @@ static CLAIMED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 struct Claim(u64, u64);
 
 impl Claim {
-    fn take(path: &Path, dev: u64, ino: u64) -> Result<Self, OpenError> {
+    /// `None`: another volume has it.
+    fn take(dev: u64, ino: u64) -> Option<Self> {
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
-        if claimed.insert((dev, ino)) {
-            Ok(Self(dev, ino))
-        } else {
-            let pid = std::process::id();
-            Err(busy(path, &format!("used by another volume of this daemon, pid:{pid}")))
-        }
+        claimed.insert((dev, ino)).then_some(Self(dev, ino))
     }
 }
 

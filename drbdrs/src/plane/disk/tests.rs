@@ -281,6 +281,24 @@ fn a_closed_disk_answers_and_closing_waits_for_the_rest() {
 }
 
 #[test]
+fn a_disk_that_grows_is_measured_again() {
+    on_both(1 << 20, |rig| {
+        let io = rig.meta(MetaOp::Measure);
+        assert_eq!(rig.meta_answer(io), Err(IoFailure::Gone));
+        rig.open();
+        let file = std::fs::OpenOptions::new().write(true).open(rig.path()).unwrap();
+        file.set_len((2 << 20) + 700).unwrap();
+        let io = rig.meta(MetaOp::Measure);
+        let Ok(MetaAnswer::Opened(opened)) = rig.meta_answer(io) else { panic!() };
+        assert!((4096..=4097).contains(&opened.backing.0), "{opened:?}");
+        assert_eq!(opened.meta_device.0, opened.backing.0 * 512);
+        // Closing the file has dropped the lock of this process; nobody else was there.
+        drop(file);
+        rig.write((2 << 20) - 512, &[1; 512], WriteFlags::default()).unwrap();
+    });
+}
+
+#[test]
 fn a_file_belongs_to_one_volume() {
     on_both(1 << 20, |rig| {
         rig.open();
