@@ -9,6 +9,7 @@ pub mod confgen;
 pub mod guest;
 pub mod handshake_case;
 pub mod kernel_node;
+pub mod kernel_pair;
 pub mod metagen;
 pub mod need;
 pub mod proxy;

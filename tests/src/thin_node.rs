@@ -229,6 +229,14 @@ impl ThinNode {
         self.ask(move |shell| shell.images.get(&volume).cloned())?.context("no such disk")
     }
 
+    /// Changes a disk behind the engine's back.
+    ///
+    /// # Errors
+    /// The node has died.
+    pub fn set_image(&self, volume: u16, image: Image) -> Result<()> {
+        self.ask(move |shell| shell.images.insert(volume, image)).map(drop)
+    }
+
     /// The node vanishes as in a crash: nothing more is sent or written. Returns its disks.
     ///
     /// # Errors
