@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use drbd_core::admin::Command;
-use drbd_core::config::{NetConfig, Protocol};
+use drbd_core::config::{DiskConfig, NetConfig, Protocol, ResyncConfig};
 use drbd_core::event::AppOp;
 use drbd_types::{Cstate, Dstate, Role, Sector};
-use drbdrs_tests::kernel_pair::{Both, LONG, VOLUME, data_len, fresh_image, net_config};
+use drbdrs_tests::kernel_pair::{
+    Both, LONG, VOLUME, data_len, disk_config, fresh_image, net_config,
+};
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::thin_node::range;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -273,6 +275,10 @@ fn commands() -> Result<()> {
     both.up_with(&net_config(Protocol::C), "", "c-max-rate 4M; resync-rate 2M;")?;
     both.own.ok(Command::Primary { volume: VOLUME, force: true })?;
     both.in_sync()?;
+    // Slow enough to be paused.
+    let slow = ResyncConfig { resync_rate: 1 << 10, c_plan_ahead: 0, ..Default::default() };
+    let config = Box::new(DiskConfig { resync: slow, ..disk_config() });
+    both.own.ok(Command::DiskOptions { volume: VOLUME, config })?;
     // Pause and resume, from either side.
     both.kernel.guest.ok("drbdadm invalidate r0")?;
     both.own.ok(Command::PauseSync(VOLUME))?;

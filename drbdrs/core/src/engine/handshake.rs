@@ -48,8 +48,11 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
         if packet.conn >= Cstate::StartingSyncS && packet.conn <= Cstate::WFSyncUUID {
             real = Dstate::Inconsistent;
         } else if old.conn >= Cstate::SyncSource && packet.conn == Cstate::Connected {
-            cx.with(|core| resync::on_target_done(core, nr));
-            return Round::Over(true);
+            if cx.with(|core| resync::on_target_done(core, nr)) {
+                // The rest of the packet is about the time after the resync.
+                return after_end(cx, nr).await;
+            }
+            real = Dstate::Inconsistent;
         }
     }
     // Step 5: the end of a verify, as the other side tells it.
@@ -59,7 +62,7 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
         && real == Dstate::UpToDate
     {
         cx.with(|core| verify::on_source_done(core, nr));
-        return Round::Over(true);
+        return after_end(cx, nr).await;
     }
     if old.pdsk == Dstate::UpToDate
         && real == Dstate::Inconsistent
@@ -91,6 +94,17 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     }
     let ok = store(cx, nr, packet, old, conn, peer_disk).await;
     Round::Over(ok)
+}
+
+/// A resync or verify is being ended by the worker: what the packet says besides is looked at
+/// afterwards.
+async fn after_end(cx: &Cx, nr: VolumeNr) -> Round {
+    cx.until(move |core| {
+        let conn = core.state(nr).conn;
+        (!conn.is_sync() && !conn.is_verify()).then_some(())
+    })
+    .await;
+    Round::Again
 }
 
 /// The decision itself made the own disk fail: that is no reason to decide again.

@@ -690,13 +690,15 @@ impl Core {
     }
 }
 
-/// P_STATE of a target that is done. It may come before the last acknowledgement is processed: the
-/// original ignores it then and stays SyncSource for ever. Spec: wire-protocol.md §9.5.
-pub(super) fn on_target_done(core: &mut Core, nr: VolumeNr) {
+/// P_STATE of a target that is done. Returns whether that ends the resync now. If it comes before
+/// the last acknowledgement is processed, it is remembered: the original ignores it then and stays
+/// SyncSource for ever. Spec: wire-protocol.md §9.5.
+pub(super) fn on_target_done(core: &mut Core, nr: VolumeNr) -> bool {
     if let Some(volume) = core.volume_mut(nr) {
         volume.resync.target_done = true;
     }
     core.check_finished(nr);
+    core.volume(nr).is_some_and(|v| v.resync.is_finishing)
 }
 
 /// The worker ends a resync. Spec §8.9; states §11.3.
