@@ -365,7 +365,8 @@ impl Claim {
     /// `None`: another volume has it.
     fn take(dev: u64, ino: u64) -> Option<Self> {
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
-        claimed.insert((dev, ino)).then_some(Self(dev, ino))
+        // Not `then_some`: a claim that is made and dropped would take the other's away.
+        claimed.insert((dev, ino)).then(|| Self(dev, ino))
     }
 }
 
