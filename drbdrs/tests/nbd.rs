@@ -4,8 +4,7 @@
 
 mod support;
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,147 +12,10 @@ use drbdrs::plane::buf::PoolSize;
 use drbdrs::plane::io::Choice;
 use drbdrs::plane::run::{Command, Notice};
 use proptest::prelude::*;
+use support::client::{
+    Client, DISC, FLUSH, READ, STATUS, TRIM, WRITE, ZEROES, be32, be64, request,
+};
 use support::{Limits, Node, Setup, VOLUME};
-
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISC: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const ZEROES: u16 = 6;
-const STATUS: u16 = 7;
-
-struct Client {
-    socket: UnixStream,
-}
-
-impl Client {
-    fn raw(node: &Node) -> Self {
-        let socket = UnixStream::connect(node.unix()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        socket.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
-        let mut client = Self { socket };
-        assert_eq!(&client.take(18)[..16], b"NBDMAGICIHAVEOPT");
-        client.send(&3_u32.to_be_bytes());
-        client
-    }
-
-    /// `contexts`: implies structured replies.
-    fn open(node: &Node, structured: bool, contexts: &[&str]) -> Self {
-        let mut client = Self::raw(node);
-        if structured {
-            assert_eq!(client.option(8, &[]).last().unwrap().0, 1);
-        }
-        if !contexts.is_empty() {
-            let mut data = string("r0/0");
-            data.extend(u32::try_from(contexts.len()).unwrap().to_be_bytes());
-            contexts.iter().for_each(|context| data.extend(string(context)));
-            assert_eq!(client.option(10, &data).len(), contexts.len() + 1);
-        }
-        let answer = client.go("r0/0");
-        assert_eq!(answer.0, 1, "{}", String::from_utf8_lossy(&answer.1));
-        client
-    }
-
-    fn go(&mut self, name: &str) -> (u32, Vec<u8>) {
-        let mut data = string(name);
-        data.extend([0, 0]);
-        self.option(7, &data).pop().unwrap()
-    }
-
-    fn option(&mut self, number: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
-        let mut bytes = b"IHAVEOPT".to_vec();
-        bytes.extend(number.to_be_bytes());
-        bytes.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
-        bytes.extend(data);
-        self.send(&bytes);
-        let mut replies = Vec::new();
-        loop {
-            let head = self.take(20);
-            let kind = be32(&head[12..]);
-            let data = self.take(be32(&head[16..]) as usize);
-            replies.push((kind, data));
-            if kind == 1 || kind >> 31 == 1 {
-                return replies;
-            }
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.socket.write_all(bytes).unwrap();
-    }
-
-    fn take(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.socket.read_exact(&mut bytes).unwrap();
-        bytes
-    }
-
-    fn request(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, len: u32) {
-        self.send(&request(command, flags, cookie, offset, len));
-    }
-
-    /// Cookie and error.
-    fn simple(&mut self) -> (u64, u32) {
-        let head = self.take(16);
-        assert_eq!(be32(&head), 0x6744_6698, "{head:x?}");
-        (be64(&head[8..]), be32(&head[4..]))
-    }
-
-    /// Cookie, last?, kind, body.
-    fn chunk(&mut self) -> (u64, bool, u16, Vec<u8>) {
-        let head = self.take(20);
-        assert_eq!(be32(&head), 0x668e_33ef, "{head:x?}");
-        let body = self.take(be32(&head[16..]) as usize);
-        (be64(&head[8..]), head[5] & 1 == 1, u16::from_be_bytes([head[6], head[7]]), body)
-    }
-
-    /// Writes, and waits for the reply.
-    fn write(&mut self, offset: u64, data: &[u8]) -> u32 {
-        self.request(WRITE, 0, 1, offset, u32::try_from(data.len()).unwrap());
-        self.send(data);
-        self.simple().1
-    }
-
-    /// With simple replies.
-    fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
-        self.request(READ, 0, 2, offset, len);
-        assert_eq!(self.simple(), (2, 0));
-        self.take(len as usize)
-    }
-
-    fn is_closed(&mut self) -> bool {
-        let mut rest = Vec::new();
-        match self.socket.read_to_end(&mut rest) {
-            Ok(_) => true,
-            Err(error) => error.kind() == ErrorKind::ConnectionReset,
-        }
-    }
-}
-
-fn request(command: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
-    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
-    bytes.extend(flags.to_be_bytes());
-    bytes.extend(command.to_be_bytes());
-    bytes.extend(cookie.to_be_bytes());
-    bytes.extend(offset.to_be_bytes());
-    bytes.extend(len.to_be_bytes());
-    bytes
-}
-
-fn string(text: &str) -> Vec<u8> {
-    let mut bytes = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
-    bytes.extend(text.as_bytes());
-    bytes
-}
-
-fn be32(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes(bytes[..4].try_into().unwrap())
-}
-
-fn be64(bytes: &[u8]) -> u64 {
-    u64::from_be_bytes(bytes[..8].try_into().unwrap())
-}
 
 fn on_both(setup: &Setup, test: impl Fn(&Node)) {
     for io in [Choice::Auto, Choice::Threads] {
@@ -179,7 +41,7 @@ fn pattern(len: usize) -> Vec<u8> {
 #[test]
 fn requests_are_cut_to_what_the_device_takes() {
     on_both(&small(), |node| {
-        let mut client = Client::open(node, false, &[]);
+        let mut client = Client::open(&node.unix(), false, &[]);
         let data = pattern(300 * 512);
         assert_eq!(client.write(1536, &data), 0);
         assert!(client.read(1536, 300 * 512) == data);
@@ -199,7 +61,7 @@ fn requests_are_cut_to_what_the_device_takes() {
 #[test]
 fn structured_reads_come_in_chunks_that_cover_everything() {
     on_both(&small(), |node| {
-        let mut client = Client::open(node, true, &[]);
+        let mut client = Client::open(&node.unix(), true, &[]);
         let data = pattern(100 * 512);
         assert_eq!(client.write(0, &data), 0);
         client.request(READ, 0, 9, 512, 90 * 512);
@@ -232,7 +94,7 @@ fn refused_requests_leave_the_stream_in_step() {
     on_both(&Setup::default(), |node| {
         let size = 64 << 20;
         for structured in [false, true] {
-            let mut client = Client::open(node, structured, &[]);
+            let mut client = Client::open(&node.unix(), structured, &[]);
             let refused = [
                 (WRITE, 0, 100, 512, 22),
                 (WRITE, 0, 0, 513, 22),
@@ -272,7 +134,7 @@ fn refused_requests_leave_the_stream_in_step() {
 fn replies_come_after_a_goodbye_and_after_half_a_close() {
     on_both(&Setup::default(), |node| {
         for goodbye in [true, false] {
-            let mut client = Client::open(node, false, &[]);
+            let mut client = Client::open(&node.unix(), false, &[]);
             for n in 0..20 {
                 client.request(READ, 0, n, n * 4096, 4096);
             }
@@ -304,15 +166,15 @@ fn clients_may_die_at_any_byte() {
         all.extend(pattern(65_536));
         all.extend(request(READ, 0, 2, 0, 1 << 20));
         for cut in [1, 27, 28, 29, 4000, 8220, 8221, 50_000, 65_564, 65_580, all.len()] {
-            let mut client = Client::open(node, cut % 2 == 0, &[]);
+            let mut client = Client::open(&node.unix(), cut % 2 == 0, &[]);
             client.send(&all[..cut]);
             drop(client);
         }
-        let mut garbage = Client::open(node, false, &[]);
+        let mut garbage = Client::open(&node.unix(), false, &[]);
         garbage.send(&[0x11; 28]);
         assert!(garbage.is_closed());
         node.wait_for_users(0);
-        let mut client = Client::open(node, false, &[]);
+        let mut client = Client::open(&node.unix(), false, &[]);
         assert!(client.read(0, 65_536) == pattern(65_536));
     });
 }
@@ -321,14 +183,14 @@ fn clients_may_die_at_any_byte() {
 fn clients_that_do_not_read_stop_only_themselves() {
     let pool = PoolSize { front: 64 << 20, ..PoolSize::default() };
     on_both(&Setup { pool, ..Setup::default() }, |node| {
-        let mut lazy = Client::open(node, true, &[]);
+        let mut lazy = Client::open(&node.unix(), true, &[]);
         lazy.socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         for n in 0..5000 {
             if lazy.socket.write_all(&request(READ, 0, n, 0, 1 << 20)).is_err() {
                 break;
             }
         }
-        let mut other = Client::open(node, false, &[]);
+        let mut other = Client::open(&node.unix(), false, &[]);
         let before = Instant::now();
         for n in 0..50_u8 {
             assert_eq!(other.write(u64::from(n) * 4096, &[n; 4096]), 0);
@@ -343,7 +205,7 @@ fn clients_that_do_not_read_stop_only_themselves() {
 #[test]
 fn many_large_reads_in_one_piece_do_not_wait_for_each_other() {
     on_both(&Setup::default(), |node| {
-        let clients: Vec<_> = (0..6).map(|_| Client::open(node, false, &[])).collect();
+        let clients: Vec<_> = (0..6).map(|_| Client::open(&node.unix(), false, &[])).collect();
         let threads: Vec<_> = clients
             .into_iter()
             .map(|mut client| {
@@ -366,7 +228,7 @@ fn many_large_reads_in_one_piece_do_not_wait_for_each_other() {
 fn the_state_of_blocks_is_told() {
     on_both(&Setup::default(), |node| {
         let contexts = ["base:allocation", "drbd:out-of-sync"];
-        let mut client = Client::open(node, true, &contexts);
+        let mut client = Client::open(&node.unix(), true, &contexts);
         assert_eq!(client.write(1 << 20, &[1; 65_536]), 0);
         client.request(STATUS, 0, 1, 0, 2 << 20);
         // Nobody knows what is in sync: then a hole says nothing.
@@ -382,7 +244,7 @@ fn the_state_of_blocks_is_told() {
 fn holes_and_out_of_sync_blocks_are_extents() {
     on_both(&Setup::default(), |node| {
         node.replace(|engine| engine.oos = Some(65_536..131_072));
-        let mut client = Client::open(node, true, &["base:allocation", "drbd:out-of-sync"]);
+        let mut client = Client::open(&node.unix(), true, &["base:allocation", "drbd:out-of-sync"]);
         assert_eq!(client.write(1 << 20, &[1; 65_536]), 0);
         let mut ask = |flags| {
             client.request(STATUS, flags, 1, 0, 2 << 20);
@@ -405,7 +267,7 @@ fn holes_and_out_of_sync_blocks_are_extents() {
 fn a_secondary_is_refused_or_waited_for() {
     let limits = Limits { is_primary: false, ..Limits::default() };
     let node = Node::new(Setup { limits, ..Setup::default() });
-    let mut client = Client::raw(&node);
+    let mut client = Client::raw(&node.unix());
     let (kind, text) = client.go("r0/0");
     let text = String::from_utf8(text).unwrap();
     assert_eq!(kind, 1 << 31 | 2);
@@ -433,16 +295,16 @@ fn a_secondary_is_refused_or_waited_for() {
             Ok(())
         }));
     });
-    assert_eq!(Client::raw(&node).go("").0, 1, "promoted when it was opened");
+    assert_eq!(Client::raw(&node.unix()).go("").0, 1, "promoted when it was opened");
     node.publish(offer);
     node.change(|entry| entry.promote = Some(Arc::new(|| Err("not today".into()))));
-    assert_eq!(Client::raw(&node).go(""), (1 << 31 | 2, b"not today".to_vec()));
+    assert_eq!(Client::raw(&node.unix()).go(""), (1 << 31 | 2, b"not today".to_vec()));
 }
 
 #[test]
 fn users_are_counted_and_can_be_sent_away() {
     on_both(&Setup::default(), |node| {
-        let mut clients: Vec<_> = (0..3).map(|_| Client::open(node, false, &[])).collect();
+        let mut clients: Vec<_> = (0..3).map(|_| Client::open(&node.unix(), false, &[])).collect();
         node.wait_for_users(3);
         drop(clients.pop());
         node.wait_for_users(2);
@@ -464,7 +326,7 @@ fn users_are_counted_and_can_be_sent_away() {
 #[test]
 fn an_idle_plane_does_nothing() {
     on_both(&Setup::default(), |node| {
-        let _client = Client::open(node, false, &[]);
+        let _client = Client::open(&node.unix(), false, &[]);
         node.wait_for_users(1);
         let before = (node.inspect(|engine| engine.handled), cpu_time());
         std::thread::sleep(Duration::from_millis(300));
@@ -517,7 +379,7 @@ fn any_stream_of_requests_is_survived() {
         let strategy = (streams(), any::<bool>());
         let result = runner.run(&strategy, |(stream, structured)| {
             let contexts: &[&str] = if structured { &["base:allocation"] } else { &[] };
-            let mut client = Client::open(&node, structured, contexts);
+            let mut client = Client::open(&node.unix(), structured, contexts);
             let mut reader = client.socket.try_clone().unwrap();
             let reading = std::thread::spawn(move || {
                 // Until the end, or until nothing comes for a moment.
@@ -532,7 +394,7 @@ fn any_stream_of_requests_is_survived() {
         });
         result.unwrap();
         node.wait_for_users(0);
-        let mut client = Client::open(&node, false, &[]);
+        let mut client = Client::open(&node.unix(), false, &[]);
         assert_eq!(client.write(0, &[5; 512]), 0);
         assert_eq!(client.read(0, 512), [5; 512]);
     }

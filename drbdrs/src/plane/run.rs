@@ -61,6 +61,31 @@ pub trait Machine {
     }
 }
 
+impl Machine for drbd_core::Engine {
+    fn handle(&mut self, now: Tick, event: Event, out: &mut Actions) {
+        Self::handle(self, now, event, out);
+    }
+
+    fn next_deadline(&self) -> Option<Tick> {
+        Self::next_deadline(self)
+    }
+
+    fn out_of_sync(
+        &self,
+        volume: VolumeNr,
+        range: SectorRange,
+        most: usize,
+        out: &mut Vec<Extent>,
+    ) -> bool {
+        let Some(runs) = Self::out_of_sync(self, volume, range, most) else { return false };
+        out.extend(runs.into_iter().map(|(len, is_set)| Extent {
+            len: len.0.saturating_mul(512),
+            flags: u32::from(is_set),
+        }));
+        true
+    }
+}
+
 /// What control asks of the plane.
 pub enum Command<M> {
     /// An event for the engine: a command of the administrator, the end of a handler.

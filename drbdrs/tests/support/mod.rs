@@ -9,6 +9,8 @@
     reason = "support of tests; every suite uses some of it"
 )]
 
+pub mod client;
+
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,8 @@
 
 use alloc::vec::Vec;
 
-use drbd_types::{Cstate, Fields, Minor, SectorCount, VolumeNr};
+use drbd_types::units::SECTORS_PER_BIT;
+use drbd_types::{Cstate, Dstate, Fields, Minor, Sector, SectorCount, SectorRange, VolumeNr};
 
 use crate::generation::Slots;
 use crate::generation::explain::Reason;
@@ -76,6 +77,35 @@ pub struct VolumeStatus {
 }
 
 impl Engine {
+    /// Which parts of a range are out of sync: runs of sectors from its start on, at most `most` of
+    /// them, clear and set in turn. `None` without disk, or outside of the device.
+    pub fn out_of_sync(
+        &self,
+        nr: VolumeNr,
+        range: SectorRange,
+        most: usize,
+    ) -> Option<Vec<(SectorCount, bool)>> {
+        self.procs.with(|core| {
+            let volume = core.volume(nr)?;
+            let bitmap = &volume.disk.as_ref()?.bitmap;
+            if volume.state.disk < Dstate::Inconsistent || range.end() > Sector(volume.size.0) {
+                return None;
+            }
+            let mut runs = Vec::new();
+            let mut at = range.start;
+            while at < range.end() && runs.len() < most {
+                let bit = at.0 / SECTORS_PER_BIT;
+                let is_set = bitmap.is_set(bit);
+                let next = if is_set { bitmap.next_clear(bit) } else { bitmap.next_set(bit) };
+                let end = next.map_or(u64::MAX, |next| next.saturating_mul(SECTORS_PER_BIT));
+                let end = Sector(end).min(range.end());
+                runs.push((SectorCount(end.0 - at.0), is_set));
+                at = end;
+            }
+            Some(runs)
+        })
+    }
+
     /// The present moment.
     pub fn status(&self) -> Status {
         self.procs.with(|core| {
