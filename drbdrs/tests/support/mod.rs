@@ -173,6 +173,8 @@ pub struct Setup {
     pub pool: PoolSize,
     /// `None`: in the usual place for temporary files.
     pub folder: Option<PathBuf>,
+    /// Instead of a file of that length.
+    pub device: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -183,6 +185,7 @@ impl Default for Setup {
             limits: Limits::default(),
             pool: PoolSize::default(),
             folder: None,
+            device: None,
         }
     }
 }
@@ -193,8 +196,11 @@ impl Node {
             Some(folder) => tempfile::tempdir_in(folder).unwrap(),
             None => tempfile::tempdir().unwrap(),
         };
-        let path = dir.path().join("disk");
-        std::fs::File::create(&path).unwrap().set_len(setup.len).unwrap();
+        let path = setup.device.clone().unwrap_or_else(|| {
+            let path = dir.path().join("disk");
+            std::fs::File::create(&path).unwrap().set_len(setup.len).unwrap();
+            path
+        });
         let (send, devices) = sync_channel(16);
         let notices = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&notices);
