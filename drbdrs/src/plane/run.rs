@@ -32,7 +32,7 @@ use super::io::{Backend, Choice, Done, Fd, Op, Part, Tag, backend};
 use super::link::{Addresses, Link};
 use super::status::Statuses;
 use super::{Env, ZEROES_LEN};
-use crate::front::nbd::server::{Extent, Nbd, Session};
+use crate::front::nbd::server::{CLIENT_BYTES_MAX, Extent, Nbd, Session};
 
 /// Commands that may wait for the plane.
 const COMMANDS_MAX: usize = 256;
@@ -232,6 +232,7 @@ struct Plane<M> {
     bell: Fd,
     sink: Sink,
     actions: Actions,
+    spare: Vec<Event>,
     is_stopping: bool,
     has_changed: bool,
 }
@@ -284,7 +285,7 @@ impl<M: Machine> Plane<M> {
         bell: Fd,
         sink: Sink,
     ) -> io::Result<Self> {
-        let mut pool = Pool::new(config.pool)?;
+        let mut pool = Pool::new(usable(config.pool))?;
         if config.is_pinned {
             pin(&pool);
         }
@@ -311,6 +312,7 @@ impl<M: Machine> Plane<M> {
             bell,
             sink,
             actions: Vec::new(),
+            spare: Vec::new(),
             is_stopping: false,
             has_changed: false,
         })
@@ -359,14 +361,13 @@ impl<M: Machine> Plane<M> {
     /// Hands all events to the engine, in their order.
     fn deliver(&mut self) {
         while !self.parts.events.is_empty() {
-            let mut events = std::mem::take(&mut self.parts.events);
+            // Two lists in turn: what these events cause is told after them.
+            let mut events = std::mem::take(&mut self.spare);
+            std::mem::swap(&mut events, &mut self.parts.events);
             for event in events.drain(..) {
                 self.tell(event);
             }
-            // What these caused comes next; the larger list is kept for reuse.
-            if self.parts.events.is_empty() {
-                self.parts.events = events;
-            }
+            self.spare = events;
         }
     }
 
@@ -542,6 +543,17 @@ impl<M: Machine> Plane<M> {
 
 fn disk(disks: &mut BTreeMap<u16, Disk>, volume: VolumeNr) -> &mut Disk {
     disks.entry(volume.0).or_insert_with(|| Disk::new(volume))
+}
+
+/// The largest requests must fit, or they would wait for ever.
+fn usable(size: PoolSize) -> PoolSize {
+    PoolSize {
+        front: size.front.max(2 * CLIENT_BYTES_MAX),
+        disk: size.disk.max(4 << 20),
+        net: size.net.max(4 << 20),
+        meta: size.meta.max(1 << 20),
+        clients: size.clients.max(8 << 20),
+    }
 }
 
 /// Waits for commands.

@@ -194,6 +194,7 @@ pub struct Nbd {
     queries: VecDeque<Query>,
     /// For reuse.
     ids: Vec<u32>,
+    lists: Vec<Vec<BufId>>,
 }
 
 impl Nbd {
@@ -538,7 +539,7 @@ impl Nbd {
             open: 0,
             error: None,
             is_flushed: !needs_flush && !is_flush,
-            whole: Vec::new(),
+            whole: self.lists.pop().unwrap_or_default(),
         });
         match kind {
             Kind::Write => client.reading = Reading::Data { request: key, piece: None },
@@ -605,12 +606,13 @@ impl Nbd {
                 return;
             }
         }
-        let whole = std::mem::take(&mut request.whole);
+        let mut whole = std::mem::take(&mut request.whole);
         client.held -= whole.iter().map(|buf| env.pool.len(*buf)).sum::<usize>();
         if client.ending != Ending::Dead {
             reply(env, client, request, &whole);
         }
-        whole.into_iter().for_each(|buf| env.pool.release(buf));
+        whole.drain(..).for_each(|buf| env.pool.release(buf));
+        self.lists.push(whole);
         client.requests -= 1;
         self.requests.remove(key);
     }
