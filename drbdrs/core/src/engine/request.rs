@@ -530,7 +530,11 @@ impl Core {
             }
         };
         if keys.iter().any(|key| self.log.get(*key).is_some_and(|r| r.progress.is_pending())) {
-            self.log(Severity::Error, None, "FIXME (BARRIER_ACKED but pending)");
+            self.log(
+                Severity::Error,
+                None,
+                "BarrierAck received, but a write of its epoch was not acknowledged",
+            );
             self.force_conn(Cstate::ProtocolError);
             return;
         }
