@@ -344,6 +344,42 @@ fn cpu_time() -> Duration {
     Duration::try_from(time).unwrap()
 }
 
+/// Runs in a process of its own, since the limit is that of the process.
+#[test]
+fn helper_that_runs_out_of_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if std::env::var_os("DRBDRS_TEST_DESCRIPTORS").is_none() {
+        return;
+    }
+    let node = Node::new(Setup::default());
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum }).unwrap();
+    let mut all: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    assert!(all.len() < 64);
+    all.pop();
+    // Takes the last one: there is none for the server's end.
+    let path = node.unix();
+    let opening = std::thread::spawn(move || Client::open(&path, false, &[]));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!opening.is_finished());
+    drop(all);
+    let mut client = opening.join().unwrap();
+    assert_eq!(client.write(0, &[5; 512]), 0);
+    println!("\nstill there");
+}
+
+#[test]
+fn descriptors_run_out_and_come_back() {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "helper_that_runs_out_of_descriptors"])
+        .env("DRBDRS_TEST_DESCRIPTORS", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && text.contains("still there"), "{text}{errors}");
+}
+
 /// A stream of requests, some of them damaged.
 fn streams() -> impl Strategy<Value = Vec<u8>> {
     let one = (0_u16..9, 0_u16..40, 0_u64..40_000, 0_u32..300, any::<bool>()).prop_map(

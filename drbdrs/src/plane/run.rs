@@ -21,7 +21,7 @@ use drbd_core::event::Event;
 use drbd_core::ids::{BufId, CallId, Ticket};
 use drbd_core::log_line::LogLine;
 use drbd_types::{Minor, SectorRange, Tick, VolumeNr};
-use drbd_wire::Algorithm;
+use drbd_wire::{Algorithm, Stream};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::buf::{Pool, PoolSize, Zone};
@@ -29,7 +29,7 @@ use super::disk::{Disk, DiskPaths, OpenError};
 use super::fault::{Faults, Rule};
 use super::helpers::ring_bell;
 use super::io::{Backend, Choice, Done, Fd, Op, Part, Tag, backend};
-use super::link::{Addresses, Link};
+use super::link::{Addresses, Link, StreamFault};
 use super::status::Statuses;
 use super::{Env, ZEROES_LEN};
 use crate::front::nbd::server::{CLIENT_BYTES_MAX, Extent, Nbd, Session};
@@ -94,8 +94,10 @@ pub enum Command<M> {
     Disk(VolumeNr, DiskPaths),
     /// Where to listen and connect.
     Addresses(Addresses),
-    /// Fault points.
+    /// Fault points of disks.
     Faults(Vec<Rule>),
+    /// A fault point of one of the streams.
+    StreamFault(Stream, StreamFault),
     /// A client of the NBD server.
     Client(Session),
     /// Clients of a volume, or all, are sent away.
@@ -475,6 +477,7 @@ impl<M: Machine> Plane<M> {
                         disks.values_mut().for_each(|disk| disk.faults_changed(&mut env));
                     });
                 }
+                Command::StreamFault(stream, fault) => self.parts.link.fault(stream, fault),
                 Command::Client(session) => {
                     with!(self.parts, |env, nbd| nbd.attach(&mut env, session));
                 }

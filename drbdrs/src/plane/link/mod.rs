@@ -115,6 +115,17 @@ enum Purpose {
     Connect,
 }
 
+/// Fault points of an established stream; loud in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamFault {
+    /// The connection breaks, now.
+    Cut,
+    /// Nothing more is sent or received, as if the network swallowed it.
+    Stall,
+    /// The end of [`Self::Stall`].
+    Resume,
+}
+
 /// The sockets of a resource.
 #[derive(Default)]
 pub struct Link {
@@ -127,6 +138,8 @@ pub struct Link {
     /// Data and meta stream.
     streams: Option<[SocketId; 2]>,
     is_receiving: bool,
+    /// Fault points: data and meta stream.
+    is_stalled: [bool; 2],
     /// For reuse.
     encoded: Vec<u8>,
 }
@@ -236,13 +249,34 @@ impl Link {
         }
     }
 
+    /// A fault point. A stall also holds for later connections.
+    pub fn fault(&mut self, stream: Stream, fault: StreamFault) {
+        tracing::warn!("fault point: {stream:?} stream: {fault:?}");
+        match fault {
+            StreamFault::Stall | StreamFault::Resume => {
+                self.is_stalled[stream as usize] = fault == StreamFault::Stall;
+            }
+            StreamFault::Cut => {
+                let id = self.stream(stream);
+                if let Some(socket) = id.and_then(|id| self.sockets.get(&id.0)) {
+                    // Whatever is with the kernel ends by it.
+                    let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
+                }
+            }
+        }
+    }
+
     /// The next packet or end of one of the streams, or of the handshake.
     /// The meta stream comes first: acknowledgements free what data waits for.
     pub fn poll(&mut self, env: &mut Env<'_>) -> Option<Event> {
         if let Some([data, meta]) = self.streams {
-            let found = self.poll_socket(env, meta.0, true);
+            let [data_stalled, meta_stalled] = self.is_stalled;
             let is_receiving = self.is_receiving;
-            return found.or_else(|| self.poll_socket(env, data.0, is_receiving));
+            let poll = |link: &mut Self, env: &mut Env<'_>, id: SocketId, is_stalled, wanted| {
+                if is_stalled { None } else { link.poll_socket(env, id.0, wanted) }
+            };
+            let found = poll(self, env, meta, meta_stalled, true);
+            return found.or_else(|| poll(self, env, data, data_stalled, is_receiving));
         }
         let mut from = 0;
         while let Some((&id, _)) = self.sockets.range(from..).next() {
@@ -258,7 +292,11 @@ impl Link {
     /// packets go out together.
     pub fn flush(&mut self, env: &mut Env<'_>) {
         for (&id, socket) in &mut self.sockets {
-            if socket.sending.is_none() && !socket.is_dead {
+            let is_stalled = match socket.mode {
+                Mode::Stream(stream) => self.is_stalled[stream as usize],
+                Mode::Idle | Mode::Ready | Mode::One => false,
+            };
+            if socket.sending.is_none() && !socket.is_dead && !is_stalled {
                 let tag = tag(Purpose::Send, id);
                 if let Some(key) = socket.tx.flush(env, &socket.fd, tag) {
                     socket.sending = Some(key);

@@ -466,6 +466,24 @@ fn reading_stops_when_it_is_not_wanted() {
 }
 
 #[test]
+fn streams_can_be_stalled_and_cut_for_rehearsals() {
+    on_both(|mut node, mut data, meta| {
+        node.link.fault(Stream::Data, StreamFault::Stall);
+        data.write_all(&bytes_of(&AGREED, &Packet::UnplugRemote, &[])).unwrap();
+        node.send(Stream::Data, Packet::UnplugRemote, None, Some(1));
+        node.turn(Duration::from_millis(20));
+        assert!(node.got.is_empty() && node.sends == 0, "{:?}", node.got);
+        node.link.fault(Stream::Data, StreamFault::Resume);
+        assert!(matches!(node.packet().1, Packet::UnplugRemote));
+        node.wait(|event| matches!(event, Event::Sent { .. }));
+        node.link.fault(Stream::Meta, StreamFault::Cut);
+        assert_eq!(node.loss(), (Stream::Meta, StreamLoss::Closed));
+        drop((data, meta));
+        node.finish();
+    });
+}
+
+#[test]
 fn data_waits_for_memory() {
     on_both(|mut node, mut data, meta| {
         let packet = bytes_of(&AGREED, &Packet::Data(block(0), Digest::NONE), &vec![3; 1 << 20]);
