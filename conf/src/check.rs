@@ -1,20 +1,38 @@
 //! Checks of one resource after parsing. Spec: config-and-drbdadm.md §6.5.
 
+use std::collections::HashMap;
+
 use bstr::{BStr, BString, ByteSlice};
 
 use crate::expand::unknown_resync_after;
-use crate::model::{Opt, Resource};
+use crate::model::{Config, Opt, Resource};
 use crate::parse::Loaded;
 use crate::resolve::{peer, place};
+
+/// Which resources there are, and which of them are ignored here.
+pub struct Names(HashMap<BString, bool>);
+
+impl Names {
+    /// Collects them once per run.
+    pub fn of(config: &Config) -> Self {
+        Self(config.resources.iter().map(|r| (r.name.clone(), r.is_ignored())).collect())
+    }
+}
 
 /// Checks the resource with this index; complaints are added to `loaded.diagnostics`.
 ///
 /// `terminal`: an unknown `resync-after` is an error only there.
-pub fn check_resource(loaded: &mut Loaded, at: usize, chosen: Option<&BStr>, terminal: bool) {
+pub fn check_resource(
+    loaded: &mut Loaded,
+    at: usize,
+    names: &Names,
+    chosen: Option<&BStr>,
+    terminal: bool,
+) {
     let Some(resource) = loaded.config.resources.get(at) else { return };
     let head = place(&loaded.sources, resource);
     let span = Some(resource.span);
-    let unknown = resync_after(loaded, resource, &head);
+    let unknown = resync_after(names, resource, &head);
     for (value, text) in unknown {
         if terminal {
             loaded.diagnostics.error(text, span);
@@ -63,15 +81,15 @@ fn allows_two_primaries(resource: &Resource) -> bool {
 }
 
 /// Values of `resync-after` on resource level that name nothing, with the complaints.
-fn resync_after(loaded: &Loaded, resource: &Resource, head: &str) -> Vec<(BString, String)> {
+fn resync_after(names: &Names, resource: &Resource, head: &str) -> Vec<(BString, String)> {
     let options = resource.disk.items.iter().filter(|o| o.spec.name == "resync-after");
     let mut unknown = Vec::new();
     for value in options.filter_map(|o| o.value.clone()) {
         let name = value.split_once_str("/").map_or(value.as_slice(), |(name, _)| name);
-        let tail = match loaded.config.resources.iter().find(|r| r.name == name) {
+        let tail = match names.0.get(name.as_bstr()) {
             None => "",
-            Some(r) if r.is_ignored() => " on this host",
-            Some(_) => continue,
+            Some(true) => " on this host",
+            Some(false) => continue,
         };
         let text = unknown_resync_after(head, &value, tail);
         unknown.push((value, text));

@@ -8,7 +8,7 @@ use bstr::{BStr, BString, ByteSlice};
 
 use crate::diag::Diagnostics;
 use crate::model::{
-    Address, Config, Family, HostKind, HostSection, MetaDisk, MetaIndex, Resource, Span, Volume,
+    Address, Family, HostKind, HostSection, MetaDisk, MetaIndex, Resource, Span, Volume,
 };
 use crate::parse::{Loaded, section_names, volume_set_differences};
 use crate::source::Sources;
@@ -29,7 +29,7 @@ pub struct Here<'a> {
 pub fn resolve(loaded: &mut Loaded, here: &Here<'_>) {
     let by_name: HashMap<BString, usize> =
         loaded.config.resources.iter().enumerate().map(|(i, r)| (r.name.clone(), i)).collect();
-    name_stacked_sections(loaded, &by_name, here);
+    name_stacked_sections(loaded, &by_name);
     for stacked in [false, true] {
         for at in 0..loaded.config.resources.len() {
             if has_stacked_section(loaded.config.resources.get(at)) == stacked {
@@ -37,7 +37,7 @@ pub fn resolve(loaded: &mut Loaded, here: &Here<'_>) {
             }
         }
     }
-    give_stacked_disks(&mut loaded.config, &by_name);
+    give_stacked_disks(loaded, &by_name, here.terminal);
 }
 
 fn has_stacked_section(resource: Option<&Resource>) -> bool {
@@ -52,7 +52,7 @@ pub fn place(sources: &Sources, resource: &Resource) -> String {
 }
 
 /// The stacked sections get the host names of the resource below. Spec §4.3.
-fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>, here: &Here<'_>) {
+fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>) {
     let Loaded { config, sources, diagnostics, uniques, end, exit, .. } = loaded;
     for at in 0..config.resources.len() {
         let Some(resource) = config.resources.get(at) else { continue };
@@ -71,22 +71,8 @@ fn name_stacked_sections(loaded: &mut Loaded, by_name: &HashMap<BString, usize>,
             if names.is_empty() {
                 names.push("UNKNOWN".into());
             }
-            let renamed = HostSection { names: names.clone(), ..host.clone() };
-            // The proxy commands see other local sections; the original does not compare then.
-            if let Some(first) = lower.hosts.first().filter(|_| !here.by_proxy) {
-                let below = HostSection { names: vec![lower.name.clone()], ..first.clone() };
-                compare_with_lower(
-                    &resource.name,
-                    &renamed,
-                    &below,
-                    *end,
-                    sources,
-                    diagnostics,
-                    here.terminal,
-                );
-            }
             for (volume, name) in
-                renamed.volumes.iter().flat_map(|v| names.iter().map(move |n| (v, n)))
+                host.volumes.iter().flat_map(|v| names.iter().map(move |n| (v, n)))
             {
                 let Some(minor) = volume.minor else { continue };
                 let key = format!("device-minor:{name}:{minor}");
@@ -186,8 +172,10 @@ fn is_here(address: &Address, here: &Here<'_>) -> bool {
     }
 }
 
-/// The disks of stacked volumes are the devices of the resource below. Spec §4.3.
-fn give_stacked_disks(config: &mut Config, by_name: &HashMap<BString, usize>) {
+/// The disks of stacked volumes are the devices of the resource below, whose volumes must be the
+/// same; both can be known only where that one is for this host. Spec §4.3, §6.4.
+fn give_stacked_disks(loaded: &mut Loaded, by_name: &HashMap<BString, usize>, terminal: bool) {
+    let Loaded { config, sources, diagnostics, end, .. } = loaded;
     for at in 0..config.resources.len() {
         let Some(resource) = config.resources.get(at) else { continue };
         let mut disks = Vec::new();
@@ -196,10 +184,23 @@ fn give_stacked_disks(config: &mut Config, by_name: &HashMap<BString, usize>) {
             let Some(lower) = by_name.get(lower).and_then(|i| config.resources.get(*i)) else {
                 continue;
             };
+            if let Some(me) = lower.me() {
+                let below = HostSection { names: vec![lower.name.clone()], ..me.clone() };
+                compare_with_lower(
+                    &resource.name,
+                    host,
+                    &below,
+                    *end,
+                    sources,
+                    diagnostics,
+                    terminal,
+                );
+            }
             // The lower resource may not be for this host: then the disk has no name here.
             let below = lower.me().map_or(&[][..], |me| &me.volumes);
             for (n, volume) in host.volumes.iter().enumerate() {
-                let found = below.iter().find(|v| v.vnr == volume.vnr);
+                let found = below.binary_search_by_key(&volume.vnr, |v| v.vnr).ok();
+                let found = found.and_then(|at| below.get(at));
                 disks.push((i, n, found.map(Volume::device_name).unwrap_or_default()));
             }
         }

@@ -29,8 +29,9 @@ fn everything(loaded: &mut Loaded, node: &str) -> Option<BString> {
     let _ = xml::whole(&loaded.config, &loaded.sources);
     expand(&mut loaded.config);
     let minors = Minors::of(&loaded.config);
+    let names = check::Names::of(&loaded.config);
     for at in 0..loaded.config.resources.len() {
-        check::check_resource(loaded, at, None, false);
+        check::check_resource(loaded, at, &names, None, false);
         translate(loaded, at, &minors, &node.into(), false);
     }
     let _ = json::dump(&loaded.config, &loaded.sources, node.into(), None);

@@ -84,6 +84,9 @@ impl App {
         let node = invocation.node_name.clone().unwrap_or_else(host::node_name);
         let lint = invocation.command.name == "lint";
         let terminal = host::on_terminal();
+        if uses_registry(&invocation) && invocation.names.len() > 1 {
+            print::complain("You should not use this command with multiple resources!");
+        }
         let person = host::errors_are_read_by_a_person();
         let loaded = read(&invocation, person)?;
         if !lint {
@@ -132,8 +135,9 @@ impl App {
     /// Everything that can be said about the configuration, whatever else is wrong with it.
     fn lint(&mut self) -> i32 {
         let minors = Minors::of(&self.loaded.config);
+        let names = check::Names::of(&self.loaded.config);
         for at in 0..self.loaded.config.resources.len() {
-            check::check_resource(&mut self.loaded, at, None, true);
+            check::check_resource(&mut self.loaded, at, &names, None, true);
             expand::translate(&mut self.loaded, at, &minors, &self.node, true);
         }
         crate::native::lint(self)
@@ -159,13 +163,14 @@ impl App {
     /// Step 7: checks and translations of every resource in file order.
     fn check_all(&mut self) -> Result<(), Exit> {
         let minors = Minors::of(&self.loaded.config);
+        let names = check::Names::of(&self.loaded.config);
         self.advise_peer_outdater();
         let peer = self.invocation.peer.clone();
         for at in 0..self.loaded.config.resources.len() {
-            self.report_peer(at);
+            self.remark_ignored_peer(at);
             let said = self.loaded.diagnostics.items.len();
             let chosen = peer.as_ref().map(|p| p.as_bstr());
-            check::check_resource(&mut self.loaded, at, chosen, self.terminal);
+            check::check_resource(&mut self.loaded, at, &names, chosen, self.terminal);
             report(&self.loaded, said, self.person);
             if self.loaded.diagnostics.has_errors() {
                 return Err(Exit(10));
@@ -211,15 +216,13 @@ impl App {
             let node = self.node.clone();
             let stacked = self.invocation.stacked;
             let chosen = select::all(&self.loaded.config, command, stacked, node.as_bstr())?;
-            self.verify_all(&chosen)?;
+            self.verify_all()?;
             let mut code = 0;
             for target in chosen {
+                self.report_peer(target);
                 code = code.max(run::one(&self, &mut work, target, takes_all)?);
             }
             return run::finish(&self, work, code);
-        }
-        if command.action == Action::Handler && names.len() > 1 {
-            print::complain("You should not use this command with multiple resources!");
         }
         let mut code = 0;
         for name in &names {
@@ -238,13 +241,17 @@ impl App {
             if !self.verify_one(target) && !command.is_dump() {
                 return Err(Exit(10));
             }
+            self.report_peer(target);
             code = code.max(run::one(&self, &mut work, target, false)?);
         }
         run::finish(&self, work, code)
     }
 
-    fn verify_all(&self, targets: &[Target]) -> Result<(), Exit> {
-        let good = targets.iter().filter(|t| !self.verify_one(**t)).count() == 0;
+    /// With `all` every resource of this host is looked at, also where `-S` selects others.
+    fn verify_all(&self) -> Result<(), Exit> {
+        let targets = (0..self.loaded.config.resources.len())
+            .map(|resource| Target { resource, volume: None });
+        let good = targets.filter(|t| !self.verify_one(*t)).count() == 0;
         if good { Ok(()) } else { Err(Exit(10)) }
     }
 
@@ -273,30 +280,31 @@ impl App {
         resolution::peer(resource, chosen.map(|p| p.as_bstr())).ok()
     }
 
-    /// Complains if a command that needs the peer can not know it. Spec §6.5.
-    fn report_peer(&self, at: usize) {
+    /// Says that `--peer` has no effect on this resource. Spec §6.5.
+    fn remark_ignored_peer(&self, at: usize) {
         let Some(resource) = self.loaded.config.resources.get(at) else { return };
-        if !self.invocation.command.peer || resource.is_ignored() {
+        let i = &self.invocation;
+        let Some(name) = i.peer.as_ref().filter(|_| i.dry_run > 1) else { return };
+        if !resource.is_ignored() && resource.hosts.len() == 2 {
+            let at = resolution::place(&self.loaded.sources, resource);
+            print::complain(format!(
+                "{at}:\n\tIgnoring --peer '{name}': there are only two host sections."
+            ));
+        }
+    }
+
+    /// Complains if the command needs the peer and can not know it. Spec §6.5.
+    fn report_peer(&self, target: Target) {
+        let Some(resource) = self.resource(target) else { return };
+        if !self.invocation.command.peer {
             return;
         }
         let chosen = self.invocation.peer.as_ref();
-        match resolution::peer(resource, chosen.map(|p| p.as_bstr())) {
-            Ok(_) => {
-                if let Some(name) = chosen.filter(|_| resource.hosts.len() == 2)
-                    && self.invocation.dry_run > 1
-                {
-                    let at = resolution::place(&self.loaded.sources, resource);
-                    print::complain(format!(
-                        "{at}:\n\tIgnoring --peer '{name}': there are only two host sections."
-                    ));
-                }
-            }
-            Err(why) => {
-                let text = why.text(&self.loaded.sources, resource);
+        if let Err(why) = resolution::peer(resource, chosen.map(|p| p.as_bstr())) {
+            let text = why.text(&self.loaded.sources, resource);
+            print::complain(&text);
+            if matches!(why, NoPeer::Myself(_)) {
                 print::complain(&text);
-                if matches!(why, NoPeer::Myself(_)) {
-                    print::complain(&text);
-                }
             }
         }
     }

@@ -214,7 +214,7 @@ pub fn verify_address(
     if exists(address, addresses) {
         return true;
     }
-    let place = address.span;
+    let place = if resource.is_stacked() { me.span } else { address.span };
     let names = BString::from(bstr::join(" ", &me.names));
     print::complain(format!(
         "{}:{}: in resource {}, on {names}:\n\tIP {} not found on this host.",

@@ -136,10 +136,9 @@ impl Parser<'_> {
             }
             Keyword::Volume => {
                 let mut volumes = std::mem::take(&mut host.volumes);
-                let result = self.volume(&mut volumes, false);
+                let result = self.volume(&mut volumes, &host.names, false);
                 host.volumes = volumes;
-                result?;
-                self.claim_devices(host)
+                result
             }
             Keyword::Options => {
                 host.options = self.option_section(Section::Options)?;
@@ -214,21 +213,20 @@ impl Parser<'_> {
 
     /// Claims the minors and device names of volumes that have one and are not claimed yet.
     fn claim_devices(&mut self, host: &mut HostSection) -> Parsed {
-        let names = host.names.clone();
-        for volume in &mut host.volumes {
-            if volume.claimed {
-                continue;
-            }
-            let Some(minor) = volume.minor else { continue };
-            volume.claimed = true;
-            let span = volume.device_span.unwrap_or(volume.span);
-            let device = volume.device.clone();
-            for name in &names {
-                self.claim_minor(name.as_bstr(), minor, span)?;
-                if let Some(device) = &device {
-                    let key = bstr::concat([b"device:".as_slice(), name, b":", device]);
-                    self.unique("device", key.as_bstr(), span)?;
-                }
+        let HostSection { names, volumes, .. } = host;
+        volumes.iter_mut().try_for_each(|volume| self.claim_device(names, volume))
+    }
+
+    /// Claims a volume's minor and device name for every host name, once.
+    pub(super) fn claim_device(&mut self, names: &[BString], volume: &mut Volume) -> Parsed {
+        let Some(minor) = volume.minor.filter(|_| !volume.claimed) else { return Ok(()) };
+        volume.claimed = true;
+        let span = volume.device_span.unwrap_or(volume.span);
+        for name in names {
+            self.claim_minor(name.as_bstr(), minor, span)?;
+            if let Some(device) = &volume.device {
+                let key = bstr::concat([b"device:".as_slice(), name, b":", device]);
+                self.unique("device", key.as_bstr(), span)?;
             }
         }
         Ok(())
@@ -307,8 +305,9 @@ impl Parser<'_> {
         let depth = self.depth;
         let mut host = new_host(HostKind::StackedOn(lower), Vec::new(), span);
         loop {
+            // Complaints about statements in here name the line at which the section begins.
+            self.statement = span;
             let token = self.next();
-            self.statement = token.span;
             let result = match token.kind {
                 Kind::Punct(b'}') => break,
                 Kind::Key(k) => self.stacked_statement(res, &mut host, k, &token),
@@ -359,7 +358,7 @@ impl Parser<'_> {
             }
             Keyword::Volume => {
                 let mut volumes = std::mem::take(&mut host.volumes);
-                let result = self.volume(&mut volumes, true);
+                let result = self.volume(&mut volumes, &[], true);
                 host.volumes = volumes;
                 result
             }

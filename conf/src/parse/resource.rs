@@ -108,7 +108,7 @@ impl Parser<'_> {
             }
             Keyword::Volume => {
                 let mut volumes = std::mem::take(&mut res.volumes);
-                let result = self.volume(&mut volumes, false);
+                let result = self.volume(&mut volumes, &[], false);
                 res.volumes = volumes;
                 result
             }
@@ -165,12 +165,12 @@ impl Parser<'_> {
         let key = BString::from(bstr::concat([res.name.as_slice(), b": protocol"]));
         self.unique("protocol statement", key.as_bstr(), token.span)?;
         let value = self.word("TK_STRING")?;
-        self.punct(b';')?;
         let upper = value.text.to_ascii_uppercase();
         if !matches!(upper.as_slice(), b"A" | b"B" | b"C") {
             let text = format!("unknown protocol '{}', should be one of A,B,C", value.text);
             self.diagnostics.error(text, Some(value.span));
         }
+        self.punct(b';')?;
         if let Some(spec) = options::row_of(Section::Net, "protocol") {
             res.net.items.push(Opt { spec, value: Some(upper.into()), span: token.span });
         }

@@ -4,8 +4,11 @@
 //! The words are not reserved (an 8.4 file may use them as names), so they arrive here as plain
 //! words where no 8.4 statement begins.
 
+use std::collections::HashSet;
+
 use bstr::{BString, ByteSlice};
 
+use super::limits::COMPLAINTS_MAX;
 use super::{Parsed, Parser, Stop};
 use crate::keyword::Keyword;
 use crate::lex::{Kind, Lexer, Token};
@@ -373,15 +376,17 @@ impl Parser<'_> {
         if self.stepped_over {
             return;
         }
-        for name in v9.awaiting {
-            let host = res.hosts.iter().find(|h| h.names.first() == Some(&name));
-            if let Some(host) = host.filter(|h| h.address.is_none()) {
-                let text = format!(
-                    "in resource {}, on {name} {{ ... }}: 'address' keyword missing.",
-                    res.name
-                );
-                self.later_at(host.span, &text);
+        let awaiting: HashSet<BString> = v9.awaiting.into_iter().collect();
+        for host in res.hosts.iter().filter(|h| h.address.is_none()) {
+            let Some(name) = host.names.first().filter(|n| awaiting.contains(*n)) else { continue };
+            if self.diagnostics.items.len() >= COMPLAINTS_MAX {
+                return;
             }
+            let text = format!(
+                "in resource {}, on {name} {{ ... }}: 'address' keyword missing.",
+                res.name
+            );
+            self.later_at(host.span, &text);
         }
     }
 }

@@ -15,7 +15,15 @@ pub(crate) const VOLUME_MAX: u32 = 65_535;
 
 impl Parser<'_> {
     /// `volume N { ... }` into the sorted list.
-    pub(super) fn volume(&mut self, volumes: &mut Vec<Volume>, stacked: bool) -> Parsed {
+    ///
+    /// `names`: of the host section, for which each device is claimed; none on resource level
+    /// and in stacked sections, whose devices are claimed where they are inherited or resolved.
+    pub(super) fn volume(
+        &mut self,
+        volumes: &mut Vec<Volume>,
+        names: &[BString],
+        stacked: bool,
+    ) -> Parsed {
         let keyword = self.statement;
         let number = self.number()?;
         let vnr = self.leading_number(&number, "volume", VOLUME_MAX);
@@ -27,7 +35,12 @@ impl Parser<'_> {
             if token.kind == Kind::Punct(b'}') {
                 break;
             }
-            let result = self.volume_statement(&mut volume, &token, stacked);
+            let mut result = self.volume_statement(&mut volume, &token, stacked);
+            if result.is_ok() && token.kind == Kind::Key(Keyword::Device) && !names.is_empty() {
+                // As all complaints in here it names the line of the word `volume`.
+                volume.device_span = Some(keyword);
+                result = self.claim_device(names, &mut volume);
+            }
             if !self.go_on(result, depth)? {
                 break;
             }
@@ -117,6 +130,7 @@ impl Parser<'_> {
             _ => return Err(self.expected("minor | ;", &token, Form::Plain)),
         }
         volume.device_span = Some(span);
+        volume.claimed = false;
         volume.name_span = name.is_some().then_some(span);
         self.set_device(volume, name, minor);
         volume.minor_span = volume.minor.is_some().then_some(span);

@@ -11,7 +11,7 @@ use drbd_admin::render::{
     self, Colour, Compat, Events, Events2, Events2Options, ProcOptions, ShowOptions, StatusOptions,
 };
 use drbd_admin::{Answer, Snapshot, Update, wire};
-use drbd_conf::check::check_resource;
+use drbd_conf::check::{Names, check_resource};
 use drbd_conf::dump::{json, text, xml};
 use drbd_conf::expand::{Minors, expand, translate};
 use drbd_conf::parse::{Loaded, Main, Request, load};
@@ -162,8 +162,9 @@ fn use_everything(loaded: &mut Loaded) -> Option<Vec<u8>> {
     let _ = xml::whole(&loaded.config, &loaded.sources);
     expand(&mut loaded.config);
     let minors = Minors::of(&loaded.config);
+    let names = Names::of(&loaded.config);
     for at in 0..loaded.config.resources.len() {
-        check_resource(loaded, at, None, false);
+        check_resource(loaded, at, &names, None, false);
         translate(loaded, at, &minors, &NODE.into(), false);
     }
     let _ = json::dump(&loaded.config, &loaded.sources, NODE.into(), None);

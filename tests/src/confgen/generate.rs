@@ -685,6 +685,14 @@ pub(super) fn arguments(random: &mut Random) -> Vec<String> {
         6 => args.extend(["-d".into(), "up".into(), name.into()]),
         _ => args.extend(["-d".into(), random.pick(&COMMANDS).into(), name.into()]),
     }
+    if args.iter().any(|a| a == "-d") && random.chance(12) {
+        // Twice: own addresses are verified, and what --peer does is said.
+        args.push("-d".into());
+    }
+    // Not the same one twice: the original adjusts it differently the second time.
+    if args.last().is_some_and(|a| a == "r0") && random.chance(40) {
+        args.push(random.pick(&["r1", "r2", "r3/0"]).into());
+    }
     if random.chance(10) {
         args.insert(0, "-S".into());
     }
