@@ -116,7 +116,7 @@ impl Parser<'_> {
                 // As the original: nothing is said here; what follows is not a statement then.
                 return Ok(());
             }
-            name = Some(token.text);
+            name = Some(self.device_name(token.text));
             token = self.next();
         }
         let mut minor = None;
@@ -137,23 +137,26 @@ impl Parser<'_> {
         Ok(())
     }
 
+    /// The whole name of a device that may be written without `/dev/`.
+    fn device_name(&mut self, written: BString) -> BString {
+        if written.starts_with(b"drbd") {
+            return BString::from(bstr::concat([b"/dev/".as_slice(), &written]));
+        }
+        if !written.starts_with(b"/dev/drbd") {
+            self.later(
+                "device name must start with /dev/drbd\n\t(/dev/ is optional, but drbd is required)",
+            );
+        }
+        written
+    }
+
     fn set_device(&mut self, volume: &mut Volume, name: Option<BString>, minor: Option<u32>) {
         let Some(name) = name else {
             volume.minor = minor;
             volume.device = None;
             return;
         };
-        let name = if name.starts_with(b"drbd") {
-            BString::from(bstr::concat([b"/dev/".as_slice(), &name]))
-        } else {
-            name
-        };
         let rest = name.strip_prefix(b"/dev/drbd");
-        if rest.is_none() {
-            self.later(
-                "device name must start with /dev/drbd\n\t(/dev/ is optional, but drbd is required)",
-            );
-        }
         let rest = rest.unwrap_or_default();
         let digits = decimal(rest);
         match (minor, digits) {
