@@ -400,10 +400,14 @@ async fn resume_sync(cx: &Cx, nr: VolumeNr) -> Reply {
 
 /// Spec: states §7.5.
 async fn resume_io(cx: &Cx, nr: VolumeNr) -> Reply {
-    let is_due = cx.with(|core| {
-        core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
-    });
-    if is_due {
+    // The suspension is one of the resource: every volume goes on.
+    for nr in cx.with(|core| core.all_volumes()) {
+        let is_due = cx.with(|core| {
+            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
+        });
+        if !is_due {
+            continue;
+        }
         if cx.with(|core| core.state(nr).disk >= Dstate::Attaching) {
             cx.with(|core| core.new_current_uuid(nr));
             // Stable before any write ends that belongs to it.
@@ -426,7 +430,6 @@ async fn resume_io(cx: &Cx, nr: VolumeNr) -> Reply {
             if core.state(nr).conn < Cstate::Connected {
                 core.requests_lost_connection();
             }
-            core.release_withheld();
             core.touch();
         }
     });

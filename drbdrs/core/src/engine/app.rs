@@ -95,6 +95,12 @@ pub(super) struct AppQueues {
 }
 
 impl AppQueues {
+    /// Requests in the transaction that is being written.
+    #[cfg(any(test, feature = "check"))]
+    pub(super) fn in_batch(&self) -> usize {
+        self.al_batch.len()
+    }
+
     /// Does a write wait for the activity log?
     pub(super) fn waits_for_log(&self) -> bool {
         !self.al_queue.is_empty() || !self.al_batch.is_empty()
@@ -336,6 +342,23 @@ impl Core {
             disk.al.put(Self::al_extent(extent));
         }
         self.touch();
+    }
+
+    /// The activity log is gone with its disk: nobody holds anything in it, or in the next one.
+    pub(super) fn forget_extents(&mut self, nr: VolumeNr) {
+        for key in self.log.keys(|r| r.volume == nr) {
+            if let Some(request) = self.log.get_mut(key) {
+                request.holds_al = false;
+            }
+        }
+        let Some(volume) = self.volume_mut(nr) else { return };
+        let app = &mut volume.app;
+        for queue in [&mut app.al_queue, &mut app.al_batch, &mut app.conflicting] {
+            for parked in queue {
+                parked.extents_held = 0;
+            }
+        }
+        volume.peer_writes.forget_extents();
     }
 
     /// Requests that wait for admission or for others to finish.

@@ -4,7 +4,9 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use drbd_types::{AlExtentNr, Cstate, Dstate, Failure, Fields, Gi, Role, SectorCount, VolumeNr};
+use drbd_types::{
+    AlExtentNr, Cstate, Dstate, Failure, Fields, Gi, Role, SectorCount, Tick, VolumeNr,
+};
 use drbdmeta::layout::Layout;
 use drbdmeta::superblock::{AttachError, DecodeError, Flags, Superblock};
 
@@ -25,6 +27,8 @@ use super::{Core, call_handler, meta, resize};
 
 /// Pages of the bitmap that are read with one action.
 const PAGES_PER_READ: u32 = 4096;
+/// A disk is Negotiating no longer than this, microseconds.
+const NEGOTIATING_MAX: u64 = 60_000_000;
 
 /// Why a disk is not attached.
 pub(super) struct Refused {
@@ -61,8 +65,33 @@ pub(super) async fn attach(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Result<
         return Err(Failure::DiskConfigured.into());
     }
     let result = attach_held(cx, nr, config).await;
-    cx.with(|core| core.release_io(nr));
+    cx.with(|core| {
+        core.release_io(nr);
+        if core.state(nr).disk == Dstate::Negotiating {
+            core.start(move |cx| async move { give_up_negotiating(&cx, nr).await });
+        }
+    });
     result
+}
+
+/// A peer that refuses the attach says nothing (defect D6): after a while the disk is left.
+async fn give_up_negotiating(cx: &Cx, nr: VolumeNr) {
+    let end = cx.with(|core| {
+        let end = Tick(core.now.0 + NEGOTIATING_MAX);
+        core.sleepers.push(end);
+        end
+    });
+    cx.until(move |core| {
+        let is_over = core.state(nr).disk != Dstate::Negotiating;
+        if !is_over && core.now >= end {
+            let text = "The peer does not answer to the attach; giving up.";
+            core.log(Severity::Error, Some(nr), text);
+            let _ = core.force(nr, |s| s.disk = Dstate::Failed);
+            return Some(());
+        }
+        is_over.then_some(())
+    })
+    .await;
 }
 
 async fn attach_held(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Result<(), Refused> {
@@ -474,6 +503,7 @@ pub(super) async fn disk_gone(cx: &Cx, nr: VolumeNr, new: &Fields) {
         let Some(volume) = core.volume_mut(nr) else { return false };
         volume.candidate = None;
         let had = volume.disk.take().is_some();
+        core.forget_extents(nr);
         core.update_ordering();
         core.announce_device(nr);
         core.touch();

@@ -55,6 +55,16 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
             real = Dstate::Inconsistent;
         }
     }
+    // Not in the original, which stays SyncSource: the target ended with blocks that could not be
+    // copied.
+    if matches!(old.conn, Cstate::SyncSource | Cstate::PausedSyncS)
+        && packet.conn == Cstate::Connected
+        && packet.disk == Dstate::Inconsistent
+        && cx.with(|core| core.volume(nr).is_some_and(|v| v.resync.was_asked()))
+    {
+        cx.with(|core| core.queue_finish(nr));
+        return after_end(cx, nr).await;
+    }
     // Step 5: the end of a verify, as the other side tells it.
     if old.conn == Cstate::VerifyT
         && old.disk == Dstate::UpToDate

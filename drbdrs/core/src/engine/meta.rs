@@ -108,7 +108,10 @@ impl Core {
         let volume = self.volume_mut(nr)?;
         let (size, slots) = (volume.size, volume.config.al_extents);
         let disk = volume.disk.as_mut()?;
-        disk.superblock.la_size = size;
+        // Before the size is set at attach, the last agreed one is still needed.
+        if size.0 > 0 && disk.bitmap_size == size {
+            disk.superblock.la_size = size;
+        }
         // While it is in use it is marked so; after a clean end the flags say what is to be done
         // with the activity log. Spec: metadata.md §3.8.
         disk.superblock.magic = Magic::Unclean;

@@ -18,6 +18,8 @@ mod admin;
 mod after;
 mod app;
 mod attach;
+#[cfg(any(test, feature = "check"))]
+mod audit;
 mod bitmap_exchange;
 mod change;
 mod congestion;
@@ -103,6 +105,8 @@ pub(crate) struct Core {
     version: u64,
     /// Grows with every change of a state vector.
     state_version: u64,
+    /// I/O was suspended when it was looked at last.
+    was_suspended: bool,
 }
 
 /// Numbers that nobody can guess, from the seed that the shell gave.
@@ -148,6 +152,7 @@ impl Engine {
             sleepers: Vec::new(),
             version: 0,
             state_version: 0,
+            was_suspended: false,
         };
         let procs = Procs::new(core);
         procs.with(|core| {
@@ -220,6 +225,7 @@ impl Core {
     /// What may go on, goes on. Cheap, and done after every event.
     fn maintain(&mut self) {
         self.run_timers();
+        self.run_thaw();
         for nr in self.volume_numbers() {
             self.run_activity_log(nr);
             self.run_waiting_requests(nr);

@@ -64,6 +64,8 @@ pub(super) struct PeerWrite {
     result: Result<(), IoFailure>,
     /// A connection ago: nobody wants an acknowledgement.
     is_orphan: bool,
+    /// Its conflict with an own write was logged.
+    is_told: bool,
 }
 
 pub(super) type PeerWriteKey = Key<PeerWrite>;
@@ -90,6 +92,27 @@ impl PeerWrites {
 
     pub(super) const fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// The activity log is gone with its disk.
+    pub(super) fn forget_extents(&mut self) {
+        let keys: Vec<PeerWriteKey> = self.all.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(write) = self.all.get_mut(key) {
+                write.extents_held = 0;
+            }
+        }
+    }
+
+    #[cfg(any(test, feature = "check"))]
+    pub(super) fn touches(&self, sectors: SectorRange) -> bool {
+        self.all.iter().any(|(_, write)| write.range.overlaps(sectors))
+    }
+
+    #[cfg(any(test, feature = "check"))]
+    pub(super) fn describe(&self) -> alloc::string::String {
+        let all: Vec<_> = self.all.iter().map(|(_, write)| write).collect();
+        format!("{all:?} unflushed {} flushing {}", self.unflushed.len(), self.flushing.len())
     }
 }
 
@@ -152,11 +175,27 @@ impl Core {
             since: now,
             result: Ok(()),
             is_orphan: false,
+            is_told: false,
         });
         volume.peer_writes.undone.insert(range, (order, key));
         volume.peer_writes.waiting.push_back(key);
         self.touch();
         true
+    }
+
+    /// A write that is not carried out and not answered.
+    fn drop_peer_write(&mut self, nr: VolumeNr, key: PeerWriteKey) {
+        self.forget_order(nr, key);
+        let Some(volume) = self.volume_mut(nr) else { return };
+        let Some(write) = volume.peer_writes.all.remove(key) else { return };
+        if write.is_in_tree {
+            volume.app.tree.remove(write.range, Writer::Peer(key));
+        }
+        if write.extents_held > 0 {
+            self.put_extents(nr, write.range, write.extents_held);
+        }
+        self.free_payload(write.what);
+        self.touch();
     }
 
     /// The range of a write, if it is acceptable.
@@ -261,6 +300,7 @@ impl Core {
             since: now,
             result: Ok(()),
             is_orphan: false,
+            is_told: false,
         });
         volume.peer_writes.undone.insert(range, (order, key));
         volume.peer_writes.waiting.push_back(key);
@@ -301,7 +341,13 @@ impl Core {
             return Gate::Closed;
         }
         drop(others);
-        if write.epoch.is_some() && self.conn.has_two_primaries() && !write.is_orphan {
+        if write.epoch.is_some() && self.conn.has_two_primaries() && write.is_orphan {
+            // Own writes of the same place may be complete by now: an old write of a lost peer
+            // must not come after them. It was never acknowledged.
+            self.drop_peer_write(nr, key);
+            return Gate::Gone;
+        }
+        if write.epoch.is_some() && self.conn.has_two_primaries() {
             match self.resolve_conflict(nr, key, &write) {
                 Verdict::Go => {}
                 Verdict::Wait => return Gate::ClosedForAll,
@@ -487,7 +533,10 @@ impl Core {
                 self.resync_request_done(nr, write.range, !ok);
             }
             Some(epoch) => {
+                // The sender clears its bits when it is told so, hence never without an ack
+                // (protocols A and B below version 100).
                 let in_sync = ok
+                    && write.wants_write_ack
                     && write.may_set_in_sync
                     && (Cstate::SyncSource..=Cstate::PausedSyncT).contains(&conn);
                 if in_sync {
@@ -640,7 +689,9 @@ impl Core {
             self.refuse_peer_write(nr, key, write, own, covers);
             return Verdict::Gone;
         }
-        if !is_equal {
+        let is_told = self.volume_mut(nr).and_then(|v| v.peer_writes.all.get_mut(key));
+        let is_told = is_told.is_none_or(|w| core::mem::replace(&mut w.is_told, true));
+        if !is_equal && !is_told {
             self.log_concurrent(nr, request.range, write, None);
         }
         // The resolver decides about the own write; until then the peer's waits.

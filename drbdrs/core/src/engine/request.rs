@@ -641,8 +641,15 @@ impl Core {
         self.touch();
     }
 
-    /// The end of a suspension: whatever waits for nothing else ends (defect 14.12).
-    pub(super) fn release_withheld(&mut self) {
+    /// The end of a suspension, whatever ended it: what waits for nothing else ends (defect 14.12).
+    pub(super) fn run_thaw(&mut self) {
+        let is_suspended = self.is_suspended();
+        if core::mem::replace(&mut self.was_suspended, is_suspended) && !is_suspended {
+            self.release_withheld();
+        }
+    }
+
+    fn release_withheld(&mut self) {
         for key in self.log.keys(|_| true) {
             self.advance(key);
         }

@@ -76,6 +76,8 @@ pub(super) struct ResyncRun {
     is_finishing: bool,
     /// The target has said that it is done.
     target_done: bool,
+    /// The target has asked for a block in this run.
+    was_asked: bool,
     last_page_write: Tick,
     pub(super) verify: Option<VerifyRun>,
     /// Where an interrupted verify goes on, in sectors.
@@ -100,10 +102,31 @@ impl ResyncRun {
             bitmap_position: None,
             is_finishing: false,
             target_done: false,
+            was_asked: false,
             last_page_write: Tick(0),
             verify: None,
             verify_resume: 0,
         }
+    }
+
+    #[cfg(any(test, feature = "check"))]
+    pub(super) fn describe(&self) -> alloc::string::String {
+        format!(
+            "(run {}, failed {}, cursor {}, next {:?}, asked {:?}, writing {:?}, own {}, \
+             unacknowledged {}, position {:?}, finishing {}, target done {}, verify {})",
+            self.progress.is_some(),
+            self.failed,
+            self.cursor,
+            self.next_step,
+            self.asked,
+            self.writing,
+            self.own.len(),
+            self.unacknowledged,
+            self.bitmap_position,
+            self.is_finishing,
+            self.target_done,
+            self.verify.is_some(),
+        )
     }
 
     pub(super) fn set_rates(&mut self, rates: ResyncConfig) {
@@ -116,6 +139,16 @@ impl ResyncRun {
 
     pub(super) const fn is_receiving_bitmap(&self) -> bool {
         self.bitmap_position.is_some()
+    }
+
+    /// Has the target asked for a block in this run?
+    pub(super) const fn was_asked(&self) -> bool {
+        self.was_asked
+    }
+
+    /// The target asks for a block.
+    pub(super) const fn note_asked(&mut self) {
+        self.was_asked = true;
     }
 
     /// Requests and answers under way, part of the counter `pe`.
@@ -282,6 +315,7 @@ impl Core {
         run.cursor = 0;
         run.is_finishing = false;
         run.target_done = false;
+        run.was_asked = false;
         run.last_page_write = now;
         run.use_checksums = side == Side::Target && has_csums && (!only_after_crash || crashed);
         run.next_step = (side == Side::Target && !is_paused).then_some(now);
@@ -720,7 +754,9 @@ pub(super) async fn finish(cx: &Cx, nr: VolumeNr) {
     let was_target = matches!(old.conn, Cstate::SyncTarget | Cstate::PausedSyncT);
     cx.with(|core| {
         let mut new = Fields { conn: Cstate::Connected, ..core.state(nr) };
-        if failed > 0 {
+        // The target may know of failures that this node has not counted.
+        let has_failed = failed > 0 || core.volume(nr).is_some_and(|v| v.dirty_bits() > 0);
+        if has_failed {
             if was_target {
                 (new.disk, new.pdsk) = (Dstate::Inconsistent, Dstate::UpToDate);
             } else {

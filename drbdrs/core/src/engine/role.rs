@@ -16,7 +16,45 @@ pub(super) async fn set_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> 
     if role == Role::Primary {
         // Finds a dead peer early.
         cx.with(Core::send_ping);
+        return change_role(cx, nr, role, force).await;
     }
+    cx.with(|core| core.hold_io(nr));
+    let result = match drain(cx, nr).await {
+        Ok(()) => change_role(cx, nr, role, force).await,
+        Err(refusal) => Err(refusal),
+    };
+    cx.with(|core| {
+        core.release_io(nr);
+        if core.state(nr).role == Role::Secondary {
+            core.fail_waiting(nr);
+        }
+    });
+    result
+}
+
+/// Before a demotion: everything that the application has written is acknowledged by the peer for
+/// good, or known to be missing there. A Secondary that loses its peer makes no new generation, so
+/// nobody would miss what it alone has.
+async fn drain(cx: &Cx, nr: VolumeNr) -> Result<(), Refusal> {
+    cx.until(move |core| {
+        if core.state(nr).role == Role::Secondary {
+            return Some(Ok(()));
+        }
+        let is_idle =
+            core.is_app_idle(nr) && !core.log.iter().any(|(_, request)| request.volume == nr);
+        if is_idle {
+            return Some(Ok(()));
+        }
+        if core.is_suspended() {
+            return Some(Err(Refusal::DeviceInUse));
+        }
+        core.close_epoch();
+        None
+    })
+    .await
+}
+
+async fn change_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> Changed {
     let (result, forced) = loop {
         let version = cx.with(|core| core.state_version);
         let lock = lock(cx, nr).await;

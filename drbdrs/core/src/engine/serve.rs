@@ -59,6 +59,12 @@ impl Serves {
         self.all.len()
     }
 
+    #[cfg(any(test, feature = "check"))]
+    pub(super) fn describe(&self) -> alloc::string::String {
+        let all: Vec<_> = self.all.iter().map(|(_, serve)| serve).collect();
+        alloc::format!("{all:?} waiting {}", self.waiting.len())
+    }
+
     /// Is no block of a resync or verify being read?
     pub(super) fn is_resync_idle(&self) -> bool {
         self.all.iter().all(|(_, serve)| serve.wish == Wish::Data)
@@ -116,6 +122,9 @@ impl Core {
         }
         let Some(volume) = self.volume_mut(nr) else { return false };
         let key = volume.serves.all.insert(Serve { wish, range, id: request.id, is_orphan: false });
+        if matches!(wish, Wish::Resync { .. } | Wish::Checksum(_)) {
+            volume.resync.note_asked();
+        }
         if wish == Wish::Data {
             self.read_for_peer(nr, key);
         } else {
