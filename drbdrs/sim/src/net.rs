@@ -1,7 +1,15 @@
 //! TCP connections between the two nodes, as far as the shells see them: ordered messages, each an
 //! encoded packet with its data beside it; an end, or a reset.
+//!
+//! ```text
+//!   post -> pipe (in order, bounded send buffer) -> on the way -> arrived -> consumed by the node
+//!                                                      \-> held while the direction is blocked
+//! ```
 
 use std::collections::{BTreeMap, VecDeque};
+
+use drbd_core::ids::SendToken;
+use drbd_core::link::HangUp;
 
 /// One packet on its way.
 #[derive(Clone, Debug)]
@@ -12,15 +20,57 @@ pub struct Message {
     pub data: Vec<u64>,
 }
 
+impl Message {
+    /// Bytes on the wire.
+    pub const fn len(&self) -> u64 {
+        (self.bytes.len() + self.data.len() * 512) as u64
+    }
+
+    /// Never.
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// What travels.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// A packet.
+    Message(Message),
+    /// The end of the stream.
+    End(HangUp),
+}
+
+/// What one side sends to the other.
+#[derive(Clone, Debug, Default)]
+pub struct Pipe {
+    /// Bytes sent, and bytes that arrived.
+    pub sent: u64,
+    /// Bytes that arrived.
+    pub moved: u64,
+    /// Sends that the transport has not taken: it takes them when that much has been sent.
+    pub tokens: VecDeque<(u64, SendToken)>,
+    /// When the last item arrives: in order.
+    pub last_arrival: u64,
+    /// Arrived while the direction is blocked.
+    pub held: VecDeque<Item>,
+    /// More than half of the send buffer is in use, as told last.
+    pub was_congested: bool,
+    /// A report of the send queue is due.
+    pub is_reporting: bool,
+}
+
 /// One end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct End {
     /// Arrived and not consumed.
-    pub arrived: VecDeque<Message>,
-    /// The other side has closed, or the connection is broken; after what has arrived.
-    pub is_closed: bool,
+    pub arrived: VecDeque<Item>,
+    /// Broken: nothing arrives any more.
+    pub is_broken: bool,
     /// This side has closed.
     pub is_gone: bool,
+    /// What this side sends.
+    pub out: Pipe,
 }
 
 /// Number of a connection.
@@ -31,8 +81,8 @@ pub type ConnId = u32;
 pub struct Net {
     conns: BTreeMap<ConnId, [End; 2]>,
     next: ConnId,
-    /// Nothing gets through, in either direction.
-    pub is_cut: bool,
+    /// Nothing that this node sends gets through.
+    pub blocked: [bool; 2],
     /// Which nodes listen.
     pub listening: [bool; 2],
 }
@@ -55,7 +105,7 @@ impl Net {
         self.conns.keys().copied().collect()
     }
 
-    /// Forgets a connection whose ends are both gone.
+    /// Forgets connections whose ends are both gone.
     pub fn forget_dead(&mut self) {
         self.conns.retain(|_, ends| !ends.iter().all(|end| end.is_gone));
     }

@@ -19,7 +19,7 @@ use drbd_wire::{Algorithm, Context, Digest, Packet, Reader, Stream, Want, encode
 use drbdmeta::layout::Placement;
 
 use crate::chance::Chance;
-use crate::disk::SimDisk;
+use crate::disk::{Part, SimDisk};
 use crate::net::{ConnId, Message};
 
 /// What a node wants from the world.
@@ -33,8 +33,9 @@ pub enum Wish {
     Listen(bool),
     /// Connect to the other node.
     Connect(u32),
-    /// A message for the other side of a connection.
-    Send(ConnId, Message),
+    /// A message for the other side of a connection, and the token to report when the transport
+    /// has taken it.
+    Send(ConnId, Message, Option<SendToken>),
     /// Close this side of a connection.
     Close(ConnId),
     /// A handler program runs.
@@ -76,10 +77,14 @@ pub struct Node {
     pub replies: BTreeMap<u32, Reply>,
     /// Log lines.
     pub log: Vec<LogLine>,
+    /// The machine runs.
+    pub is_up: bool,
     /// Handlers and their exit codes; 0 for the others.
     pub handler_exits: BTreeMap<&'static str, i32>,
     /// Handlers that were called.
     pub calls: Vec<Handler>,
+    /// What the engine did wrong, as far as the shell sees it.
+    pub violations: Vec<String>,
     actions: Actions,
     wishes: Vec<Wish>,
     random: Chance,
@@ -107,8 +112,10 @@ impl Node {
             completed: VecDeque::new(),
             replies: BTreeMap::new(),
             log: Vec::new(),
+            is_up: true,
             handler_exits: BTreeMap::new(),
             calls: Vec::new(),
+            violations: Vec::new(),
             actions: Vec::new(),
             wishes: Vec::new(),
             random: Chance::new(seed ^ 0x5EED),
@@ -142,6 +149,39 @@ impl Node {
         self.bufs.len()
     }
 
+    /// What the disk of a volume has written so far, see [`SimDisk::mark`].
+    pub fn mark(&self, volume: VolumeNr) -> u64 {
+        self.disks.get(&volume.0).map_or(0, SimDisk::mark)
+    }
+
+    /// An operation that was under way when the node stopped: the disk may have done it in part.
+    pub fn do_torn(&mut self, volume: VolumeNr, op: &DiskOp, chance: &mut Chance) {
+        let Some(disk) = self.disks.get_mut(&volume.0) else { return };
+        match *op {
+            DiskOp::Write { range, buf, .. } => {
+                let Some(data) = self.bufs.get(&buf.0) else { return };
+                let len = chance.below(data.len() as u64 + 1);
+                let part = data.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+                disk.write(range.start.0, part.to_vec());
+            }
+            DiskOp::Discard { range } | DiskOp::WriteZeroes { range, .. } => {
+                let part = usize::try_from(chance.below(range.len.0 + 1)).unwrap_or(0);
+                disk.write(range.start.0, vec![0; part]);
+            }
+            DiskOp::Read { .. } | DiskOp::Flush => {}
+        }
+    }
+
+    /// The same for the meta-data.
+    pub fn do_torn_meta(&mut self, volume: VolumeNr, op: &MetaOp, chance: &mut Chance) {
+        let Some(disk) = self.disks.get_mut(&volume.0) else { return };
+        if let MetaOp::Write { at, block, .. } = op
+            && chance.chance(1, 2)
+        {
+            disk.write_block(at.0, block.clone(), false);
+        }
+    }
+
     /// A new socket for a connection.
     pub fn socket(&mut self, conn: ConnId) -> SocketId {
         self.next_socket += 1;
@@ -172,7 +212,9 @@ impl Node {
             Action::DigestAlgorithms { csums, verify } => self.algorithms = (csums, verify),
             Action::CompleteApp { id, result, data } => self.complete(id.0, result, data),
             Action::FreeBuf(buf) => {
-                assert!(self.bufs.remove(&buf.0).is_some(), "buffer {buf:?} freed twice");
+                if self.bufs.remove(&buf.0).is_none() {
+                    self.violations.push(format!("buffer {buf:?} freed twice"));
+                }
             }
             Action::Call { call, handler, .. } => {
                 self.calls.push(handler);
@@ -211,7 +253,7 @@ impl Node {
                 encode(&context, 0, &packet, 0, &mut bytes);
                 if let Some(conn) = self.sockets.get(&socket) {
                     let message = Message { bytes, data: Vec::new() };
-                    self.wishes.push(Wish::Send(*conn, message));
+                    self.wishes.push(Wish::Send(*conn, message, None));
                 }
             }
             LinkAction::Receive { socket, phase, context } => {
@@ -283,10 +325,7 @@ impl Node {
         }
         let mut bytes = Vec::new();
         encode(&self.send_context, volume, &packet, data.len() * 512, &mut bytes);
-        self.wishes.push(Wish::Send(conn, Message { bytes, data }));
-        if let Some(token) = token {
-            self.wishes.push(Wish::Event(Box::new(Event::Sent { token })));
-        }
+        self.wishes.push(Wish::Send(conn, Message { bytes, data }, token));
     }
 
     /// May the next message of this connection be consumed?
@@ -300,6 +339,13 @@ impl Node {
             [_, Some((meta, _))] if *meta == socket => true,
             _ => false,
         }
+    }
+
+    /// Which of the two streams a connection is, if it is established.
+    pub fn stream_of(&self, conn: ConnId) -> Option<Stream> {
+        let socket = self.socket_of(conn)?;
+        let is = |place: usize| self.streams[place].as_ref().is_some_and(|(s, _)| *s == socket);
+        if is(0) { Some(Stream::Data) } else { is(1).then_some(Stream::Meta) }
     }
 
     /// Does the node know this connection at all?
@@ -364,14 +410,26 @@ impl Node {
 
     // ---- disks ----
 
-    /// Carries out a disk operation.
-    pub fn do_disk(&mut self, volume: VolumeNr, op: &DiskOp) -> Result<DiskAnswer, IoFailure> {
+    /// Carries out a disk operation. `mark`: what a flush in it covers, from [`SimDisk::mark`] when
+    /// it was given to the disk.
+    pub fn do_disk(
+        &mut self,
+        volume: VolumeNr,
+        op: &DiskOp,
+        mark: u64,
+    ) -> Result<DiskAnswer, IoFailure> {
         if self.open.get(&volume.0) != Some(&true) {
             return Err(IoFailure::Gone);
         }
         let Some(disk) = self.disks.get_mut(&volume.0) else { return Err(IoFailure::Gone) };
+        if disk.is_dead {
+            return Err(IoFailure::Device(5));
+        }
         let mut answer = DiskAnswer::default();
         match *op {
+            DiskOp::Read { range, .. } if disk.is_bad(range.start.0, range.len.0) => {
+                return Err(IoFailure::Device(5));
+            }
             DiskOp::Read { range, buf, check_zero, digest } => {
                 let data = disk.read(range.start.0, range.len.0);
                 answer.is_zero = check_zero.then(|| data.iter().all(|tag| *tag == 0));
@@ -395,23 +453,29 @@ impl Node {
                 let data = self.bufs.get(&buf.0).unwrap_or_else(|| panic!("{buf:?} is not lent"));
                 assert_eq!(data.len() as u64, range.len.0, "buffer and range differ");
                 if flags.preflush {
-                    disk.flush();
+                    disk.flush(Part::Data, mark);
                 }
-                disk.write(range.start.0, data.clone());
                 if flags.fua {
-                    disk.flush();
+                    disk.write_through(range.start.0, data.clone());
+                } else {
+                    disk.write(range.start.0, data.clone());
                 }
             }
             DiskOp::Discard { range } | DiskOp::WriteZeroes { range, .. } => {
                 disk.write(range.start.0, vec![0; len(range)]);
             }
-            DiskOp::Flush => disk.flush(),
+            DiskOp::Flush => disk.flush(Part::Data, mark),
         }
         Ok(answer)
     }
 
     /// Carries out a meta-data operation.
-    pub fn do_meta(&mut self, volume: VolumeNr, op: &MetaOp) -> Result<MetaAnswer, IoFailure> {
+    pub fn do_meta(
+        &mut self,
+        volume: VolumeNr,
+        op: &MetaOp,
+        mark: u64,
+    ) -> Result<MetaAnswer, IoFailure> {
         if *op == MetaOp::Close {
             self.open.insert(volume.0, false);
             return Ok(MetaAnswer::Done);
@@ -431,6 +495,12 @@ impl Node {
                 physical_block: 512,
             },
         };
+        if disk.is_dead {
+            return Err(match op {
+                MetaOp::Open => IoFailure::Open(drbd_types::Failure::OpenBackingDevice),
+                _ => IoFailure::Device(5),
+            });
+        }
         match op {
             MetaOp::Open => {
                 self.open.insert(volume.0, true);
@@ -446,17 +516,21 @@ impl Node {
                 return Ok(MetaAnswer::Blocks(found.collect()));
             }
             MetaOp::Write { at, block, stable } => {
-                disk.write_block(at.0, block.clone());
                 if *stable {
-                    disk.flush();
+                    disk.flush(Part::Meta, mark);
                 }
+                disk.write_block(at.0, block.clone(), *stable);
             }
             MetaOp::Fill { at, blocks, value } => {
                 for index in 0..*blocks {
-                    disk.write_block(at.0 + u64::from(index) * 4096, Box::new([*value; 4096]));
+                    disk.write_block(
+                        at.0 + u64::from(index) * 4096,
+                        Box::new([*value; 4096]),
+                        false,
+                    );
                 }
             }
-            MetaOp::Flush => disk.flush(),
+            MetaOp::Flush => disk.flush(Part::Meta, mark),
         }
         Ok(MetaAnswer::Done)
     }

@@ -20,11 +20,11 @@ fn fresh_disk() -> SimDisk {
     let layout = Layout::for_new(Placement::FlexExternal, ByteLen(META), AlGeometry::default())
         .expect("1 MiB is enough");
     for t in 0..layout.al_geometry.blocks() {
-        disk.write_block(layout.al_block(t).0, Box::new(initialised_block()));
+        disk.write_block(layout.al_block(t).0, Box::new(initialised_block()), true);
     }
     let superblock = Superblock::new(&layout, 0);
-    disk.write_block(layout.superblock.0, Box::new(superblock.to_disk()));
-    disk.flush();
+    disk.write_block(layout.superblock.0, Box::new(superblock.to_disk()), true);
+    disk.flush_all();
     disk
 }
 
