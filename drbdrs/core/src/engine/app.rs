@@ -105,6 +105,12 @@ impl AppQueues {
     pub(super) fn waits_for_log(&self) -> bool {
         !self.al_queue.is_empty() || !self.al_batch.is_empty()
     }
+
+    /// How many do.
+    pub(super) fn waiting_for_log(&self) -> u64 {
+        let all = self.al_queue.len() + self.al_batch.len();
+        u64::try_from(all).unwrap_or(u64::MAX)
+    }
 }
 
 /// Requests that are admitted at once without a connection. Spec §1.1.
@@ -146,7 +152,7 @@ impl Core {
     }
 
     /// May a new request begin now?
-    fn may_admit(&self, nr: VolumeNr) -> bool {
+    pub(super) fn may_admit(&self, nr: VolumeNr) -> bool {
         let Some(volume) = self.volume(nr) else { return false };
         let state = &volume.state;
         let limit = self.conn.net.as_ref().map_or(ADMITTED_MAX, |net| net.max_buffers);

@@ -151,6 +151,21 @@ impl ResyncRun {
         self.was_asked = true;
     }
 
+    /// Where the generator is, for views.
+    pub(super) const fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Blocks whose checksums were equal.
+    pub(super) const fn equal(&self) -> u64 {
+        self.equal
+    }
+
+    /// Sectors of requests without final answer.
+    pub(super) fn sectors_asked(&self) -> u64 {
+        self.asked.values().sum()
+    }
+
     /// Requests and answers under way, part of the counter `pe`.
     pub(super) fn pending(&self) -> u64 {
         self.unacknowledged + u64::try_from(self.asked.len()).unwrap_or(u64::MAX)

@@ -84,6 +84,25 @@ impl Shown {
     }
 }
 
+/// The same moment for programs, without the roundings for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// Bits at the beginning.
+    pub total: u64,
+    /// Bits left, at most `total`.
+    pub left: u64,
+    /// Milliseconds since the start, pauses included.
+    pub elapsed_ms: u64,
+    /// Milliseconds of pauses.
+    pub paused_ms: u64,
+    /// KiB/s of the last three to six seconds.
+    pub recent: u64,
+    /// Milliseconds and bits of the last three to six seconds.
+    pub short: (u64, u64),
+    /// Milliseconds and bits of about the last twenty seconds.
+    pub long: (u64, u64),
+}
+
 /// The numbers of the line at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finished {
@@ -177,6 +196,26 @@ impl Progress {
             speed: since.speed(),
             average: (done / self.active_seconds(now)).saturating_mul(KIB_PER_BIT),
             stalled: since.stalled,
+        }
+    }
+
+    /// The same moment, not rounded.
+    #[must_use]
+    pub fn detail(&self, now: Tick, left: BitCount) -> Detail {
+        let millis = |from: Tick| now.0.saturating_sub(from.0) / 1000;
+        let left = left.0.min(self.total);
+        let window = |ahead| {
+            let mark = self.mark(ahead);
+            (millis(mark.at), mark.left.saturating_sub(left))
+        };
+        Detail {
+            total: self.total,
+            left,
+            elapsed_ms: millis(self.started),
+            paused_ms: self.paused_at(now) / 1000,
+            recent: self.recent_speed(now, BitCount(left)),
+            short: window(MARKS - 1),
+            long: window(2),
         }
     }
 
