@@ -41,6 +41,11 @@ pub struct Node {
     pub admin_socket: PathBuf,
     /// Status file in the form of /proc/drbd.
     pub status_file: PathBuf,
+    /// Its form.
+    pub status_format: StatusFormat,
+    /// Program that is called for handlers, as the original's `usermode_helper`; empty: the drbdadm
+    /// beside the daemon, else `/sbin/drbdadm`.
+    pub handler_program: PathBuf,
     /// Longest run of a handler in seconds; 0: no limit.
     pub handler_timeout: u32,
     /// Log filter: `error`, `warn`, `info`, `debug`, `trace`.
@@ -54,11 +59,24 @@ impl Default for Node {
         Self {
             admin_socket: "/run/drbd/drbdrs.sock".into(),
             status_file: "/run/drbd/proc-drbd".into(),
+            status_format: StatusFormat::V84,
+            handler_program: PathBuf::new(),
             handler_timeout: 600,
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
         }
     }
+}
+
+/// Form of the status file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum StatusFormat {
+    /// That of 8.4.
+    #[serde(rename = "8.4")]
+    V84,
+    /// That of 8.3.
+    #[serde(rename = "8.3")]
+    V83,
 }
 
 /// Which log lines are written.

@@ -1,0 +1,3 @@
+//! What people and monitoring programs look at.
+
+pub mod file;
