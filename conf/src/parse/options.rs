@@ -12,6 +12,9 @@ use crate::lex::{Kind, Token};
 use crate::model::{Opt, OptionList, Resource, Span, UsageCount};
 use crate::options::{self, Found, OptionSpec, Section, Unit, ValueError, parse_number};
 
+/// What may follow the name of a boolean.
+const BOOLEAN: &str = "yes | no | ;";
+
 /// What to do about a syntax error, where something better than the message can be said.
 pub(super) fn hint(expected: &str, token: &Token) -> Option<String> {
     let word = token.text.to_str().ok()?;
@@ -106,13 +109,13 @@ impl Parser<'_> {
         match token.kind {
             Kind::Key(k) if is_obsolete(k) => self.obsolete(token),
             Kind::Key(Keyword::UseBmbv) if section == Section::Disk => {
-                self.boolean()?;
+                self.boolean(BOOLEAN)?;
                 let text = "'use-bmbv' means nothing any more and is ignored";
                 self.diagnostics.native_remark(text, token.span);
                 Ok(())
             }
             Kind::Key(Keyword::DiscardMyData) if section == Section::Net && self.is_show() => {
-                self.boolean()?;
+                self.boolean(BOOLEAN)?;
                 Ok(())
             }
             // Version 9 has it here; it goes to the disk options when the resource ends.
@@ -153,7 +156,9 @@ impl Parser<'_> {
             self.semicolon(semicolon)?;
             BString::from(implied)
         } else if spec.is_bool() {
-            BString::from(if self.boolean()? { "yes" } else { "no" })
+            // 8.3 had it in `syncer` without a value, and the original still asks for that.
+            let what = if semicolon == Form::Plain { ";" } else { BOOLEAN };
+            BString::from(if self.boolean(what)? { "yes" } else { "no" })
         } else {
             let value = self.value()?;
             let text = self.checked(spec, value)?;
@@ -173,13 +178,13 @@ impl Parser<'_> {
     }
 
     /// `;`, `yes;` or `no;`.
-    pub(super) fn boolean(&mut self) -> Parsed<bool> {
+    fn boolean(&mut self, expected: &str) -> Parsed<bool> {
         let token = self.next();
         let value = match token.kind {
             Kind::Punct(b';') => return Ok(true),
             Kind::Key(Keyword::Yes) => true,
             Kind::Key(Keyword::No) => false,
-            _ => return Err(self.expected("yes | no | ;", &token, Form::Plain)),
+            _ => return Err(self.expected(expected, &token, Form::Plain)),
         };
         self.punct(b';')?;
         Ok(value)

@@ -196,10 +196,17 @@ impl Parser<'_> {
         token: &Token,
     ) -> Parsed {
         if keyword == Keyword::Disk {
-            let next = self.inputs.last().map(|i| i.lexer.peek().kind);
-            if next == Some(Kind::Punct(b'{')) {
-                res.disk.items.extend(self.named_section(res, Section::Disk)?.items);
-                return Ok(());
+            let next = self.inputs.last().map_or(Kind::End, |i| i.lexer.peek().kind);
+            match next {
+                Kind::Punct(b'{') => {
+                    res.disk.items.extend(self.named_section(res, Section::Disk)?.items);
+                    return Ok(());
+                }
+                Kind::Word | Kind::Quoted => {}
+                _ => {
+                    let token = self.next();
+                    return Err(self.not_a_word("TK_STRING | {", &token));
+                }
             }
         }
         if keyword == Keyword::Device {

@@ -82,9 +82,7 @@ impl Parser<'_> {
     /// The implicit volume 0, made when needed.
     pub(super) fn implicit_volume<'v>(&mut self, volumes: &'v mut Vec<Volume>) -> &'v mut Volume {
         let at = volumes.iter().position(|v| v.vnr == 0);
-        if let Some(at) = at
-            && volumes.get(at).is_some_and(|v| !v.implicit)
-        {
+        if volumes.first().is_some_and(|v| !v.implicit) {
             self.later("mixing explicit and implicit volumes is not allowed");
         }
         let at = at.unwrap_or_else(|| {
