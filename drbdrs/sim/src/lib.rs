@@ -21,6 +21,7 @@ pub mod node;
 pub mod oracle;
 pub mod run;
 pub mod scenario;
+pub mod script;
 pub mod shrink;
 pub mod world;
 
