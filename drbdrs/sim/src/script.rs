@@ -290,11 +290,8 @@ impl Script {
 
     /// A packet of the peer with so many bytes of data.
     pub fn peer(&mut self, stream: Stream, volume: u16, packet: Packet, len: u64) {
-        let payload = (len > 0).then(|| Payload {
-            buf: self.buf(len),
-            len: ByteLen(len),
-            digest_ok: None,
-        });
+        let payload =
+            (len > 0).then(|| Payload { buf: self.buf(len), len: ByteLen(len), digest_ok: None });
         self.feed(Event::Packet { stream, volume, packet, payload });
     }
 

@@ -119,9 +119,8 @@ const ADMITTED_MAX: u32 = 1_000_000;
 impl Core {
     pub(super) fn on_app(&mut self, request: AppRequest) {
         let nr = request.volume;
-        let fail = |error| Action::CompleteApp { id: request.id, result: Err(error), data: None };
         let Some(volume) = self.volume(nr) else {
-            self.out.push(fail(AppError::Invalid));
+            self.refuse(&request, AppError::Invalid);
             return;
         };
         // "Was Primary" must be on disk before the first write.

@@ -27,8 +27,8 @@ pub(super) enum Purpose {
     Flush(FlushKey),
     /// A write of the peer, replicated or resync.
     PeerWrite(PeerWriteKey),
-    /// Flush at the end of an epoch of the peer.
-    EpochFlush,
+    /// Flush at the end of an epoch of the peer, by number.
+    EpochFlush(u32),
     /// Flush before resync blocks are acknowledged.
     ResyncFlush,
     /// A read for the peer.
@@ -89,7 +89,7 @@ impl Core {
             Purpose::Request(key) => self.on_request_io(nr, key, result.map(|_| ())),
             Purpose::Flush(key) => self.on_flush_io(nr, key, result.map(|_| ())),
             Purpose::PeerWrite(key) => self.on_peer_write_io(nr, key, result.map(|_| ())),
-            Purpose::EpochFlush => self.on_epoch_flush(nr, result.map(|_| ())),
+            Purpose::EpochFlush(round) => self.on_epoch_flush(nr, round, result.map(|_| ())),
             Purpose::ResyncFlush => self.on_resync_flush(nr, result.map(|_| ())),
             Purpose::Serve(key) => self.on_serve_io(nr, key, result),
             Purpose::OwnBlock(key) => self.on_own_block(nr, key, result),
@@ -110,7 +110,7 @@ impl Core {
             Purpose::Request(_)
             | Purpose::Flush(_)
             | Purpose::PeerWrite(_)
-            | Purpose::EpochFlush
+            | Purpose::EpochFlush(_)
             | Purpose::ResyncFlush
             | Purpose::Serve(_)
             | Purpose::OwnBlock(_) => {}

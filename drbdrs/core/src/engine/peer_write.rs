@@ -575,8 +575,8 @@ impl Core {
     pub(super) fn run_barriers(&mut self) {
         self.finish_retried();
         loop {
-            if self.peer_epochs.take_flush() {
-                self.flush_epoch();
+            if let Some(round) = self.peer_epochs.take_flush() {
+                self.flush_epoch(round);
             }
             let Some((nr, size)) = self.peer_epochs.take_acknowledged() else { break };
             self.send_meta(VolumeNr(0), Packet::BarrierAck(BarrierId::from_number(nr.0), size));
@@ -600,21 +600,29 @@ impl Core {
     }
 
     /// One flush to the disk of every volume.
-    fn flush_epoch(&mut self) {
+    fn flush_epoch(&mut self, round: u32) {
         let with_disk: Vec<VolumeNr> =
             self.volumes.values().filter(|v| v.has_disk()).map(|v| v.nr).collect();
         self.conn.epoch_flushes = with_disk.len();
         self.conn.epoch_flush_failed = false;
         if with_disk.is_empty() {
-            self.peer_epochs.flushed(true);
+            self.peer_epochs.flushed(round, true);
             return;
         }
         for nr in with_disk {
-            self.disk_io(nr, DiskOp::Flush, Purpose::EpochFlush);
+            self.disk_io(nr, DiskOp::Flush, Purpose::EpochFlush(round));
         }
     }
 
-    pub(super) fn on_epoch_flush(&mut self, nr: VolumeNr, result: Result<(), IoFailure>) {
+    pub(super) fn on_epoch_flush(
+        &mut self,
+        nr: VolumeNr,
+        round: u32,
+        result: Result<(), IoFailure>,
+    ) {
+        if !self.peer_epochs.is_flushing(round) {
+            return;
+        }
         if let Err(failure) = result
             && failure != IoFailure::Gone
         {
@@ -625,7 +633,7 @@ impl Core {
         self.conn.epoch_flushes = self.conn.epoch_flushes.saturating_sub(1);
         if self.conn.epoch_flushes == 0 {
             let ok = !self.conn.epoch_flush_failed;
-            self.peer_epochs.flushed(ok);
+            self.peer_epochs.flushed(round, ok);
             if !ok {
                 let name = self.peer_epochs.ordering.name();
                 self.log(Severity::Info, None, format!("Method to ensure write ordering: {name}"));

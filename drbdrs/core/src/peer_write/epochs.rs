@@ -77,6 +77,8 @@ pub struct PeerEpochs {
     /// Method now in force.
     pub ordering: Ordering,
     flush: Flush,
+    /// Counts flushes: an answer from an earlier connection is none of this one's.
+    round: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +91,13 @@ enum Flush {
 
 impl Default for PeerEpochs {
     fn default() -> Self {
-        let mut new =
-            Self { open: VecDeque::new(), next: 0, ordering: Ordering::Flush, flush: Flush::Idle };
+        let mut new = Self {
+            open: VecDeque::new(),
+            next: 0,
+            ordering: Ordering::Flush,
+            flush: Flush::Idle,
+            round: 0,
+        };
         new.begin();
         new
     }
@@ -164,23 +171,32 @@ impl PeerEpochs {
     }
 
     /// Everything of the oldest epoch is written, and it must be flushed now; the answer goes to
-    /// [`Self::flushed`].
+    /// [`Self::flushed`] with this number.
     #[must_use]
-    pub fn take_flush(&mut self) -> bool {
+    pub fn take_flush(&mut self) -> Option<u32> {
         let is_due = self.ordering == Ordering::Flush
             && self.flush == Flush::Idle
             && self
                 .open
                 .front()
                 .is_some_and(|oldest| oldest.barrier.is_some() && oldest.active == 0);
-        if is_due {
+        is_due.then(|| {
             self.flush = Flush::Running;
-        }
-        is_due
+            self.round = self.round.wrapping_add(1);
+            self.round
+        })
+    }
+
+    /// Is this the flush that is waited for?
+    pub fn is_flushing(&self, round: u32) -> bool {
+        self.flush == Flush::Running && self.round == round
     }
 
     /// The flush has ended. A disk that can not flush lowers the method for the rest of the time.
-    pub fn flushed(&mut self, ok: bool) {
+    pub fn flushed(&mut self, round: u32, ok: bool) {
+        if !self.is_flushing(round) {
+            return;
+        }
         self.flush = Flush::Done;
         if !ok {
             self.ordering = self.ordering.min(Ordering::Drain);
@@ -232,12 +248,13 @@ mod tests {
         epochs.on_barrier(ONE);
         assert!(epochs.holds_receiver());
         epochs.finished(a);
-        assert!(!epochs.take_flush(), "one write is not finished");
+        assert_eq!(epochs.take_flush(), None, "one write is not finished");
         epochs.finished(b);
         assert_eq!(epochs.take_acknowledged(), None, "not flushed");
-        assert!(epochs.take_flush() && !epochs.take_flush(), "once");
+        let round = epochs.take_flush().unwrap();
+        assert_eq!(epochs.take_flush(), None, "once");
         assert_eq!(epochs.take_acknowledged(), None, "still flushing");
-        epochs.flushed(true);
+        epochs.flushed(round, true);
         assert_eq!(epochs.take_acknowledged(), Some((ONE, 2)));
         assert_eq!(epochs.take_acknowledged(), None, "exactly once");
         assert!(!epochs.holds_receiver());
@@ -250,7 +267,7 @@ mod tests {
         let a = epochs.received();
         epochs.on_barrier(ONE);
         epochs.finished(a);
-        assert!(!epochs.take_flush());
+        assert_eq!(epochs.take_flush(), None);
         assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
     }
 
@@ -273,7 +290,7 @@ mod tests {
     fn a_barrier_without_writes_is_not_acknowledged() {
         let mut epochs = with(Ordering::Flush);
         epochs.on_barrier(ONE);
-        assert!(!epochs.holds_receiver() && !epochs.take_flush());
+        assert!(!epochs.holds_receiver() && epochs.take_flush().is_none());
         let a = epochs.received();
         epochs.finished(a);
         assert_eq!(epochs.take_acknowledged(), None, "the stale number is forgotten");
@@ -301,8 +318,8 @@ mod tests {
         let a = epochs.received();
         epochs.finished(a);
         epochs.on_barrier(ONE);
-        assert!(epochs.take_flush());
-        epochs.flushed(false);
+        let round = epochs.take_flush().unwrap();
+        epochs.flushed(round, false);
         assert_eq!(epochs.ordering, Ordering::Drain);
         assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
     }
@@ -317,9 +334,31 @@ mod tests {
         epochs.finished(old);
         let new = epochs.received();
         epochs.on_barrier(TWO);
-        assert!(!epochs.take_flush(), "the new write is not finished");
+        assert_eq!(epochs.take_flush(), None, "the new write is not finished");
         epochs.finished(new);
-        assert!(epochs.take_flush());
+        assert!(epochs.take_flush().is_some());
+    }
+
+    /// The answer of a flush that was under way when the connection broke must not count for an
+    /// epoch of the next one: its writes would be acknowledged unflushed.
+    #[test]
+    fn a_flush_of_a_lost_connection_confirms_nothing() {
+        let mut epochs = with(Ordering::Flush);
+        let end_epoch = |epochs: &mut PeerEpochs, nr| {
+            let write = epochs.received();
+            epochs.finished(write);
+            epochs.on_barrier(nr);
+        };
+        end_epoch(&mut epochs, ONE);
+        let old = epochs.take_flush().unwrap();
+        epochs.lost();
+        epochs.flushed(old, true);
+        end_epoch(&mut epochs, TWO);
+        let new = epochs.take_flush().unwrap();
+        epochs.flushed(old, true);
+        assert_eq!(epochs.take_acknowledged(), None);
+        epochs.flushed(new, true);
+        assert_eq!(epochs.take_acknowledged(), Some((TWO, 1)));
     }
 
     #[test]
