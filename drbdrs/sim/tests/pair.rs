@@ -9,7 +9,7 @@ use drbd_sim::disk::SimDisk;
 use drbd_types::{ByteLen, Cstate, Dstate, Minor, Role, VolumeNr};
 use drbdmeta::al::initialised_block;
 use drbdmeta::layout::{AlGeometry, Layout, Placement};
-use drbdmeta::superblock::Superblock;
+use drbdmeta::superblock::{Flags, Magic, Superblock};
 
 const SECTORS: u64 = 16_384; // 8 MiB
 const META: u64 = 1 << 20;
@@ -133,5 +133,34 @@ fn a_lost_link_leads_to_a_resync_of_what_changed() {
             && w.state(0, 0).pdsk == Dstate::UpToDate
     });
     assert!(ok, "{:?} {:?} {:#?}", world.state(0, 0), world.state(1, 0), world.nodes[0].log);
+    assert_eq!(world.nodes[1].disks[&0].read(800, 8), vec![9; 8]);
+}
+
+/// What apply-al does when no extent is hot.
+fn apply_empty_log(disk: &mut SimDisk) {
+    let block = disk.read_block(0).expect("written by create-md");
+    let mut superblock = Superblock::from_disk(block).expect("valid");
+    superblock.magic = Magic::Clean;
+    superblock.flags.insert(Flags::AL_CLEAN);
+    disk.write_block(0, Box::new(superblock.to_disk()), true);
+}
+
+/// Blocks of the bitmap on disk that are zero are no less known than the others.
+#[test]
+fn a_node_that_was_killed_resyncs_only_what_changed() {
+    let mut world = in_sync(5, Protocol::C);
+    world.stop(1, false);
+    let id = world.write(0, 0, 800, vec![9; 8]);
+    assert_eq!(world.result(0, id), Some(Ok(None)), "completed by the local disk");
+    apply_empty_log(world.nodes[1].disks.get_mut(&0).expect("it has one"));
+    world.boot(1);
+    up(&mut world, 1, &NetConfig::default());
+    let ok = world.run_until(120_000_000, |w| {
+        w.state(0, 0).conn == Cstate::Connected && w.state(1, 0).disk == Dstate::UpToDate
+    });
+    assert!(ok, "{:?} {:?} {:#?}", world.state(0, 0), world.state(1, 0), world.nodes[0].log);
+    let lines: Vec<_> = world.nodes[1].log.iter().map(|l| l.text.as_str()).collect();
+    let began = "Began resync as SyncTarget (will sync 4 KB [1 bits set]).";
+    assert!(lines.contains(&began), "{lines:#?}");
     assert_eq!(world.nodes[1].disks[&0].read(800, 8), vec![9; 8]);
 }

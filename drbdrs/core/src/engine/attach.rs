@@ -12,7 +12,7 @@ use drbdmeta::superblock::{AttachError, DecodeError, Flags, Superblock};
 
 use crate::action::{Handler, MetaOp};
 use crate::al::ActivityLog;
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, PAGE_BYTES};
 use crate::config::{DiskConfig, Fencing, OnIoError, Protocol};
 use crate::event::{IoFailure, MetaAnswer, Opened};
 use crate::log_line::Severity;
@@ -338,8 +338,12 @@ async fn load_pages(cx: &Cx, nr: VolumeNr) -> Result<(), Refused> {
         };
         cx.with(|core| {
             if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
-                for (index, block) in found {
-                    disk.bitmap.load_page(page + index, &block);
+                // What does not come is zero, and the new bitmap is not.
+                let mut found = found.into_iter().peekable();
+                for index in 0..blocks {
+                    let block = found.next_if(|(at, _)| *at == index).map(|(_, block)| block);
+                    let zero = &[0; PAGE_BYTES];
+                    disk.bitmap.load_page(page + index, block.as_deref().unwrap_or(zero));
                 }
             }
         });
