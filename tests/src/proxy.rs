@@ -171,8 +171,9 @@ fn relay(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared, lane: usize)
             }
             thread::sleep(POLL);
         }
-        to.write_all(&buffer[..n])?;
+        // Before they can be seen at the other end.
         lane.bytes.fetch_add(n as u64, Ordering::SeqCst);
+        to.write_all(&buffer[..n])?;
     }
 }
 
@@ -190,7 +191,7 @@ mod tests {
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();
         let (target, _) = listener.accept().unwrap();
         for stream in [&client, &target] {
-            stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         }
         (client, target)
     }
@@ -205,7 +206,9 @@ mod tests {
         let mut buffer = [0; 5];
         client.read_exact(&mut buffer[..4]).unwrap();
         assert_eq!(&buffer[..4], b"back");
+        target.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         assert!(target.read(&mut buffer).is_err(), "held");
+        target.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         proxy.release(Direction::ToTarget);
         target.read_exact(&mut buffer).unwrap();
         assert_eq!((&buffer, proxy.bytes(Direction::ToTarget)), (b"there", 5));
