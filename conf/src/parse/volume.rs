@@ -112,6 +112,8 @@ impl Parser<'_> {
         if token.kind != Kind::Key(Keyword::Minor) {
             if !matches!(token.kind, Kind::Word | Kind::Quoted) {
                 // As the original: nothing is said here; what follows is not a statement then.
+                // A device that the volume already has counts as given once more.
+                volume.claimed = false;
                 return Ok(());
             }
             name = Some(self.device_name(token.text));
