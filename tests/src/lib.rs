@@ -13,6 +13,7 @@ pub mod kernel_pair;
 pub mod metagen;
 pub mod need;
 pub mod proxy;
+pub mod replay;
 pub mod scripted_peer;
 pub mod statuscase;
 pub mod thin_node;

@@ -49,6 +49,44 @@ pub struct Session {
     pub features: Features,
     /// The packets.
     pub streams: BTreeMap<(Stream, Direction), Vec<Recorded>>,
+    /// The recorded order of all packets.
+    pub order: Vec<At>,
+    /// Configured options.
+    options: BTreeMap<String, String>,
+    /// Nodes that a script played.
+    scripts: Vec<Direction>,
+}
+
+/// A packet and when it was seen.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// Since the start of the recording, microseconds.
+    pub micros: u64,
+    /// Its stream.
+    pub stream: Stream,
+    /// Its sender.
+    pub direction: Direction,
+    /// First byte in the stream.
+    pub offset: usize,
+}
+
+impl Session {
+    /// A packet by its place.
+    pub fn packet(&self, at: &At) -> Option<&Recorded> {
+        let stream = self.streams.get(&(at.stream, at.direction))?;
+        let found = stream.binary_search_by_key(&at.offset, |recorded| recorded.offset).ok()?;
+        stream.get(found)
+    }
+
+    /// Was this node played by a script?
+    pub fn is_script(&self, node: Direction) -> bool {
+        self.scripts.contains(&node)
+    }
+
+    /// A configured option.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
 }
 
 /// All sessions below a folder.
@@ -101,7 +139,51 @@ fn read_session(folder: &Path, number: &str, name: &str) -> Result<Session> {
         streams.insert(*key, packets.with_context(|| format!("{key:?}"))?);
     }
     let secret = secret_of(folder)?;
-    Ok(Session { name: name.to_owned(), secret, version, features, streams })
+    let order = order_of(&read_maybe_xz(&folder.join(format!("{number}.order")))?)?;
+    let (options, scripts) = manifest_of(folder)?;
+    Ok(Session {
+        name: name.to_owned(),
+        secret,
+        version,
+        features,
+        streams,
+        order,
+        options,
+        scripts,
+    })
+}
+
+/// Lines of seconds, connection, direction and offset.
+fn order_of(text: &[u8]) -> Result<Vec<At>> {
+    let lines = std::str::from_utf8(text)?.lines();
+    lines.filter(|line| !line.starts_with('#') && !line.trim().is_empty()).map(at_of).collect()
+}
+
+fn at_of(line: &str) -> Result<At> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [time, stream, direction, offset, ..] = words.as_slice() else { bail!("{line}") };
+    let (seconds, fraction) = time.split_once('.').context("time")?;
+    let micros = seconds.parse::<u64>()? * 1_000_000 + format!("{fraction:0<6}").parse::<u64>()?;
+    let stream = if stream.ends_with("meta") { Stream::Meta } else { Stream::Data };
+    let direction = match *direction {
+        "a2b" | "a>b" => Direction::A2b,
+        "b2a" | "b>a" => Direction::B2a,
+        other => bail!("direction {other}"),
+    };
+    Ok(At { micros, stream, direction, offset: offset.trim_start_matches('@').parse()? })
+}
+
+fn manifest_of(folder: &Path) -> Result<(BTreeMap<String, String>, Vec<Direction>)> {
+    let manifest = folder.join("manifest.json");
+    if !manifest.exists() {
+        return Ok(Default::default());
+    }
+    let value: serde_json::Value = serde_json::from_slice(&fs::read(manifest)?)?;
+    let config = value["config"].as_object().into_iter().flatten();
+    let options = config.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+    let nodes = [("a", Direction::A2b), ("b", Direction::B2a)].into_iter();
+    let scripts = nodes.filter(|(name, _)| value[*name].as_str() == Some("test script"));
+    Ok((options, scripts.map(|(_, node)| node).collect()))
 }
 
 fn read_maybe_xz(file: &Path) -> Result<Vec<u8>> {

@@ -18,11 +18,13 @@ use drbd_core::event::{
 use drbd_core::ids::{AppId, BufId, CallId, IoId, SendToken, SocketId, Ticket};
 use drbd_core::link::{LinkAction, LinkEvent};
 use drbd_core::log_line::LogLine;
-use drbd_types::{ByteLen, Fields, Minor, SectorCount, SectorRange, Tick, VolumeNr};
+use drbd_types::{ByteLen, ByteOffset, Fields, Minor, SectorCount, SectorRange, Tick, VolumeNr};
 use drbd_wire::packet::{FeatureOffer, Features};
 use drbd_wire::{Digest, Packet, Stream};
 use drbdmeta::al::initialised_block;
+use drbdmeta::io::{IoError, MetaIo};
 use drbdmeta::layout::{AlGeometry, Layout, Placement};
+use drbdmeta::ops::{ApplyPlan, apply, plan_apply};
 use drbdmeta::superblock::Superblock;
 
 /// A disk with external meta-data; of its data only the places are known.
@@ -80,6 +82,26 @@ impl ScriptDisk {
         Self::new(sectors, |_| (), [])
     }
 
+    /// What `drbdadm up` does before it attaches a disk.
+    ///
+    /// # Panics
+    /// The meta-data is none.
+    pub fn apply_al(&mut self) {
+        let at = Placement::FlexExternal
+            .superblock(ByteLen(self.meta_len))
+            .expect("the device is large enough");
+        let block = self.blocks.get(&at.0).expect("there is a superblock").clone();
+        let mut superblock = Superblock::from_disk(&block[..]).expect("it is one");
+        let layout =
+            Layout::for_new(Placement::FlexExternal, ByteLen(self.meta_len), AlGeometry::default())
+                .expect("as it was made");
+        let found = drbdmeta::al::replay(self, &layout, &superblock).expect("readable");
+        if let ApplyPlan::Do { mark, reinitialise, .. } = plan_apply(&superblock, &found) {
+            apply(self, &layout, &mut superblock, &found.outcome, mark, reinitialise)
+                .expect("writable");
+        }
+    }
+
     fn meta(&mut self, op: &MetaOp) -> MetaAnswer {
         match op {
             MetaOp::Open | MetaOp::Measure => MetaAnswer::Opened(Opened {
@@ -107,6 +129,33 @@ impl ScriptDisk {
                 MetaAnswer::Done
             }
         }
+    }
+}
+
+impl MetaIo for ScriptDisk {
+    fn device_len(&self) -> ByteLen {
+        ByteLen(self.meta_len)
+    }
+
+    fn read_at(&mut self, at: ByteOffset, into: &mut [u8]) -> Result<(), IoError> {
+        for (place, byte) in (at.0..).zip(into) {
+            let block = self.blocks.get(&(place / 4096 * 4096));
+            *byte = block.map_or(0, |b| b[usize::try_from(place % 4096).unwrap_or(0)]);
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, at: ByteOffset, data: &[u8]) -> Result<(), IoError> {
+        for (place, byte) in (at.0..).zip(data) {
+            let block = self.blocks.entry(place / 4096 * 4096);
+            let block = block.or_insert_with(|| Box::new([0; 4096]));
+            block[usize::try_from(place % 4096).unwrap_or(0)] = *byte;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        Ok(())
     }
 }
 

@@ -232,10 +232,7 @@ fn announce(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
         if old.conn == Cstate::WFReportParams && is_connected {
             core.send_state(nr, *new);
         }
-        // A17
-        if old.conn != Cstate::Ahead && new.conn == Cstate::Ahead {
-            core.send_state(nr, *new);
-        }
+        // A17 is done where the state becomes Ahead: before the first P_OUT_OF_SYNC.
     });
 }
 

@@ -323,9 +323,13 @@ async fn read_bitmap(cx: &Cx, nr: VolumeNr, _change: size::Change) -> Result<(),
 
 async fn load_pages(cx: &Cx, nr: VolumeNr) -> Result<(), Refused> {
     let (start, pages) = cx.with(|core| {
-        core.volume(nr)
-            .and_then(|v| v.disk.as_ref())
-            .map_or((drbd_types::ByteOffset(0), 0), |d| (d.layout.bitmap, d.bitmap.pages()))
+        let disk = core.volume_mut(nr).and_then(|v| v.disk.as_mut());
+        disk.map_or((drbd_types::ByteOffset(0), 0), |disk| {
+            // Pages that are entirely zero are not delivered: they must be clear before. What
+            // setting the size has added is on disk already.
+            disk.bitmap = Bitmap::new(disk.bitmap_size);
+            (disk.layout.bitmap, disk.bitmap.pages())
+        })
     });
     let mut page = 0;
     while page < pages {

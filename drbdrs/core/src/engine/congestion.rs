@@ -6,7 +6,7 @@ use crate::config::OnCongestion;
 
 use super::Core;
 use super::after::Work;
-use super::change::Opt;
+use super::change::{Done, Opt};
 use super::resync::{STEP, Side};
 
 /// Ahead ends so long after everything in flight was acknowledged, microseconds.
@@ -41,7 +41,10 @@ impl Core {
         match policy {
             OnCongestion::PullAhead => {
                 let new = Fields { conn: Cstate::Ahead, ..state };
-                let _ = self.set_state(nr, new, Opt::QUIET);
+                if self.set_state(nr, new, Opt::QUIET) == Ok(Done::Changed) {
+                    // The peer must be Behind when it hears of the first block that it misses.
+                    self.send_current_state(nr);
+                }
             }
             // The original leaves the volume hanging in Disconnecting (defect D7).
             OnCongestion::Disconnect => self.force_conn(Cstate::Disconnecting),

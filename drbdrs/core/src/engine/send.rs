@@ -127,8 +127,8 @@ impl Core {
         let bits = volume.dirty_bits();
         volume.bits_sent = bits;
         volume.marks.current_is_known = true;
-        let becomes_inconsistent =
-            volume.candidate.is_some_and(|(disk, _)| disk == Dstate::Inconsistent);
+        let becomes_inconsistent = volume.state.disk == Dstate::Negotiating
+            && volume.candidate.is_some_and(|(disk, _)| disk == Dstate::Inconsistent);
         let flags = flags
             | u64::from(discards)
             | u64::from(volume.marks.crashed_primary) << 1
