@@ -12,6 +12,7 @@ pub mod kernel_node;
 pub mod kernel_pair;
 pub mod metagen;
 pub mod need;
+pub mod nodes;
 pub mod proxy;
 pub mod replay;
 pub mod scripted_peer;
@@ -31,18 +32,26 @@ pub fn fixtures() -> PathBuf {
 ///
 /// # Panics
 /// It can not be built.
-#[expect(clippy::panic, reason = "test support: without the program there is nothing to test")]
 pub fn program(package: &str) -> PathBuf {
+    program_of(package, package)
+}
+
+/// The same for a package with several programs.
+///
+/// # Panics
+/// It can not be built.
+#[expect(clippy::panic, reason = "test support: without the program there is nothing to test")]
+pub fn program_of(package: &str, name: &str) -> PathBuf {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--package", package, "--bin", package]);
+    command.args(["build", "--quiet", "--package", package, "--bin", name]);
     let release = !cfg!(debug_assertions);
     if release {
         command.arg("--release");
     }
     let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status();
-    assert!(status.is_ok_and(|s| s.success()), "cannot build {package}");
+    assert!(status.is_ok_and(|s| s.success()), "cannot build {name}");
     // .../target/debug/deps/this-test or .../target/debug/this-bin
     let me = std::env::current_exe().unwrap_or_default();
-    let found = me.ancestors().map(|dir| dir.join(package)).find(|p| p.is_file());
-    found.unwrap_or_else(|| panic!("{package} is not beside {}", me.display()))
+    let found = me.ancestors().map(|dir| dir.join(name)).find(|p| p.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not beside {}", me.display()))
 }

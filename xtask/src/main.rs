@@ -24,11 +24,15 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Builds everything and shows what it can do, in a new directory, without root.
+    /// Builds the programs and shows a pair of nodes: a workload, a crash, a fail-over, a resync;
+    /// without root, in a new directory.
     Demo {
-        /// Keep the directory and say where it is.
+        /// Leave the pair running and say what to try.
         #[arg(long)]
         keep: bool,
+        /// A debug build: slower, but built sooner.
+        #[arg(long)]
+        debug: bool,
     },
     /// Runs all tests; at the end lists by name what was skipped for want of a tool.
     Test {
@@ -105,7 +109,7 @@ enum Soak {
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().task {
-        Task::Demo { keep } => demo::demo(keep),
+        Task::Demo { keep, debug } => demo::demo(keep, debug),
         Task::Test { install, no_skip, rest } => test::test(install, no_skip, &rest),
         Task::Lint => lint(),
         Task::Tidy => tidy::tidy(),

@@ -25,12 +25,6 @@ impl Run {
         self
     }
 
-    /// Runs it in another directory.
-    pub(crate) fn dir(mut self, dir: &Path) -> Self {
-        self.command.current_dir(dir);
-        self
-    }
-
     /// Prints the command and runs it; anything but exit code 0 is a failure.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         println!("$ {}", self.shown);

@@ -3,19 +3,28 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use drbd_admin::{DiskOperation, Effect as Asked, Fault, Reply};
+use drbd_admin::{DiskOperation, Effect as Asked, Fault, NetStream, Reply};
+use drbd_core::event::Stream;
 use drbd_types::{Failure, VolumeNr};
 
 use super::registry::Node;
 use crate::plane::fault::{Area, Effect, Kind, Rule};
+use crate::plane::link::StreamFault;
 use crate::plane::run;
 
 /// A fault that is on.
 struct Active {
     id: u32,
     resource: String,
-    rule: Rule,
+    what: What,
     words: String,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    Disk(Rule),
+    /// Stalled; a cut is over at once.
+    Stream(Stream),
 }
 
 /// All that are on.
@@ -31,27 +40,54 @@ impl List {
         self.active.iter().map(|a| (a.id, a.words.clone())).collect()
     }
 
+    fn add(&mut self, resource: &str, what: What, words: String) {
+        self.next += 1;
+        let id = self.next;
+        self.active.push(Active { id, resource: resource.into(), what, words });
+    }
+
     /// A resource is gone, and its faults with it.
     pub(super) fn forget(&mut self, resource: &str) {
         self.active.retain(|a| a.resource != resource);
     }
 
     fn rules(&self, resource: &str) -> Vec<Rule> {
-        self.active.iter().filter(|a| a.resource == resource).map(|a| a.rule).collect()
+        let of_resource = self.active.iter().filter(|a| a.resource == resource);
+        let rule = |a: &Active| match a.what {
+            What::Disk(rule) => Some(rule),
+            What::Stream(_) => None,
+        };
+        of_resource.filter_map(rule).collect()
     }
+}
+
+fn refuse(text: &str) -> Reply {
+    Reply::failed(Failure::InvalidRequest, text)
 }
 
 /// Switches one on.
 pub(super) async fn set(node: &Rc<Node>, fault: Fault) -> Result<(), Reply> {
-    let refuse = |text: &str| Reply::failed(Failure::InvalidRequest, text);
-    let Fault::Disk { minor, operation, sectors, permille, effect } = fault else {
-        return Err(refuse(
-            "only faults of disks can be set; for the network use netem or a proxy",
-        ));
-    };
-    if sectors.is_some() {
-        return Err(refuse("a fault can not be limited to an area"));
+    match fault {
+        Fault::Disk { minor, operation, sectors, permille, effect } => {
+            if sectors.is_some() {
+                return Err(refuse("a fault can not be limited to an area"));
+            }
+            set_disk(node, minor, operation, permille, effect).await
+        }
+        Fault::Stream { resource, stream, effect } => {
+            set_stream(node, resource, stream, effect).await
+        }
+        Fault::HoldPacket { .. } => Err(refuse("single packets can not be held: stall the stream")),
     }
+}
+
+async fn set_disk(
+    node: &Rc<Node>,
+    minor: u32,
+    operation: DiskOperation,
+    permille: u16,
+    effect: Asked,
+) -> Result<(), Reply> {
     if permille == 0 || permille > 1000 {
         return Err(refuse("the probability must be 1 to 1000 of 1000"));
     }
@@ -64,13 +100,35 @@ pub(super) async fn set(node: &Rc<Node>, fault: Fault) -> Result<(), Reply> {
     let effect = serde_json::to_string(&effect).unwrap_or_default();
     let (operation, effect) = (operation.replace('"', ""), effect.replace(['"', '{', '}'], ""));
     let words = format!("disk of minor {minor}: {operation}, {permille} of 1000: {effect}");
-    {
-        let mut list = node.faults.borrow_mut();
-        list.next += 1;
-        let id = list.next;
-        list.active.push(Active { id, resource: resource.clone(), rule, words });
-    }
+    node.faults.borrow_mut().add(&resource, What::Disk(rule), words);
     apply(node, &resource).await
+}
+
+async fn set_stream(
+    node: &Rc<Node>,
+    resource: String,
+    stream: NetStream,
+    effect: Asked,
+) -> Result<(), Reply> {
+    let unknown = || Reply::failed(Failure::ResourceUnknown, "unknown resource");
+    let id = node.id_of(&resource).ok_or_else(unknown)?;
+    let (stream, word) = match stream {
+        NetStream::Data => (Stream::Data, "data"),
+        NetStream::Meta => (Stream::Meta, "meta"),
+    };
+    match effect {
+        Asked::Cut => node.tell(id, || run::Command::StreamFault(stream, StreamFault::Cut)).await,
+        Asked::Stall => {
+            node.tell(id, || run::Command::StreamFault(stream, StreamFault::Stall)).await?;
+            let words = format!("{word} stream of {resource}: stall");
+            node.faults.borrow_mut().add(&resource, What::Stream(stream), words);
+            node.changed(id);
+            Ok(())
+        }
+        Asked::Error | Asked::DelayMs(_) => {
+            Err(refuse("streams can be cut or stalled; for delays use netem"))
+        }
+    }
 }
 
 /// Switches one off, or all.
@@ -86,6 +144,9 @@ pub(super) async fn clear(node: &Rc<Node>, id: Option<u32>) -> Result<(), Reply>
         return Err(Reply::failed(Failure::InvalidRequest, &format!("there is no fault {id}")));
     }
     for fault in gone {
+        if let (What::Stream(stream), Some(id)) = (fault.what, node.id_of(&fault.resource)) {
+            node.tell(id, || run::Command::StreamFault(stream, StreamFault::Resume)).await?;
+        }
         apply(node, &fault.resource).await?;
     }
     Ok(())

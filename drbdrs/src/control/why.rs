@@ -118,13 +118,13 @@ fn running(volume: &Volume, status: &VolumeStatus) -> Option<Reason> {
     if volume.paused_user {
         return Some(reason("paused-user", "paused by the administrator: resume-sync continues"));
     }
-    if volume.paused_peer {
-        return Some(reason("paused-peer", "paused on the peer, which has its own reason for it"));
-    }
     if volume.paused_after {
         let after = status.config.resync_after.map_or(0, |minor| minor.0);
         let text = format!("waits for the resync of minor {after} (resync-after)");
         return Some(reason("paused-dependency", text));
+    }
+    if volume.paused_peer {
+        return Some(reason("paused-peer", "paused on the peer, which has its own reason for it"));
     }
     let rates = &status.config.resync;
     let want = status.wanted_rate;
