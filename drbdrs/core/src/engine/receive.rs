@@ -130,6 +130,8 @@ impl Core {
                 // An old sender's flush: no data.
                 None => self.on_empty_data(nr, &block),
             },
+            // Without a length it would be taken for an old sender's flush.
+            Packet::Trim(_, 0) | Packet::Zeroes(_, 0) => false,
             Packet::Trim(block, size) => self.on_peer_data(nr, &block, size, What::Discard, None),
             Packet::Zeroes(block, size) => {
                 let may_unmap = block.flags.contains(DpFlags::DISCARD);

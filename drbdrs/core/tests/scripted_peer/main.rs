@@ -1,0 +1,12 @@
+//! The engine against a peer that is played packet by packet: every packet type, at the right and at
+//! the wrong time. Spec: wire-protocol.md §4.2, §5.5, §6, §8, §9, §16; io-path-and-resync.md §13.5.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+mod bad;
+mod disk;
+mod peer;
+mod resync;
+mod rig;
+mod writes;

@@ -1,0 +1,174 @@
+//! Writes and reads of the peer. Spec: io-path §2, §4.2; wire §5.5, §6.
+
+use super::rig::*;
+use drbd_core::action::DiskOp;
+use drbd_core::config::{NetConfig, Protocol};
+use drbd_core::event::{IoFailure, StreamLoss};
+use drbd_sim::script::Held;
+use drbd_types::Dstate;
+use drbd_wire::packet::{AckKind, BlockId, DpFlags, RequestKind};
+use drbd_wire::{Digest, Packet, Stream};
+
+fn acks(script: &mut drbd_sim::script::Script) -> Vec<AckKind> {
+    sent(script)
+        .into_iter()
+        .filter_map(|p| if let Packet::Ack(kind, _) = p { Some(kind) } else { None })
+        .collect()
+}
+
+#[test]
+fn a_write_is_acknowledged_when_the_disk_has_it() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    assert!(acks(&mut script).is_empty());
+    script.answer(0, None);
+    assert_eq!(acks(&mut script), [AckKind::WriteAck]);
+    assert_clean(&script);
+}
+
+#[test]
+fn protocol_b_acknowledges_at_once() {
+    let mut script = secondary_with(net(Protocol::B));
+    script.holds = true;
+    let mut head = block(8, 1);
+    head.flags = DpFlags::SEND_RECEIVE_ACK;
+    script.peer(Stream::Data, 0, Packet::Data(head, Digest::NONE), 4096);
+    assert_eq!(acks(&mut script), [AckKind::RecvAck]);
+    script.answer_all();
+    assert!(acks(&mut script).is_empty());
+}
+
+#[test]
+fn a_failed_write_is_refused_and_marked() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.answer(0, Some(IoFailure::Device(5)));
+    assert_eq!(acks(&mut script), [AckKind::NegAck]);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+    assert_eq!(script.state(0).disk, Dstate::Failed);
+}
+
+/// Defect 14.4 of the original: the barrier was acknowledged before the flush.
+#[test]
+fn defect_14_4_a_barrier_is_acknowledged_after_the_flush() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, barrier(0), 0);
+    script.peer(Stream::Data, 0, data(16, 2), 4096);
+    assert_eq!(script.held.len(), 1, "the next epoch waits");
+    script.answer(0, None);
+    assert!(matches!(script.held[..], [Held::Disk(_, _, DiskOp::Flush)]));
+    assert_eq!(acks(&mut script), [AckKind::WriteAck]);
+    script.answer(0, None);
+    assert_eq!(sent(&mut script), [barrier_ack(0, 1)]);
+    script.answer_all();
+    assert_clean(&script);
+}
+
+/// The flush of a lost connection must not confirm an epoch of the next one.
+#[test]
+fn a_flush_that_outlives_its_connection_confirms_nothing() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, barrier(0), 0);
+    script.answer(0, None);
+    let old = script.held.remove(0);
+    script.holds = false;
+    script.lose(Stream::Data, StreamLoss::Reset);
+    script.wait_until_up();
+    greet(&mut script, &NetConfig::default(), peer_state());
+    script.sent.clear();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(16, 1), 4096);
+    script.peer(Stream::Data, 0, barrier(7), 0);
+    script.answer(0, None);
+    script.held.push(old);
+    let last = script.held.len() - 1;
+    script.answer(last, None);
+    assert!(!sent(&mut script).contains(&barrier_ack(7, 1)), "nothing has flushed it");
+    script.answer_all();
+    assert!(sent(&mut script).contains(&barrier_ack(7, 1)));
+}
+
+#[test]
+fn an_empty_epoch_is_not_acknowledged() {
+    let mut script = secondary();
+    script.peer(Stream::Data, 0, barrier(3), 0);
+    assert!(sent(&mut script).is_empty());
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    assert_eq!(acks(&mut script), [AckKind::WriteAck]);
+}
+
+#[test]
+fn without_a_disk_writes_are_refused_but_counted() {
+    let mut script = without_disk(disk(&[]));
+    script
+        .command(drbd_core::admin::Command::NewVolume { volume: V0, minor: drbd_types::Minor(0) });
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    greet(&mut script, &net, peer_state());
+    script.sent.clear();
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, barrier(0), 0);
+    assert_eq!(
+        sent(&mut script).iter().map(|p| p.command(101).log_name()).collect::<Vec<_>>(),
+        ["NegAck", "BarrierAck"]
+    );
+    for (kind, answer) in [
+        (RequestKind::Data, AckKind::NegDataReply),
+        (RequestKind::Resync, AckKind::NegRsDataReply),
+        (RequestKind::Verify, AckKind::NegRsDataReply),
+    ] {
+        script.peer(Stream::Data, 0, request(kind, 8, 4096), 0);
+        assert_eq!(acks(&mut script), [answer], "{kind:?}");
+    }
+    assert_clean(&script);
+}
+
+#[test]
+fn reads_of_the_peer_are_served() {
+    let mut script = secondary();
+    script.peer(Stream::Data, 0, request(RequestKind::Data, 8, 4096), 0);
+    assert!(matches!(sent(&mut script)[..], [Packet::DataReply(b, _)] if b.id == BlockId::SYNCER));
+    assert_clean(&script);
+}
+
+#[test]
+fn a_read_error_is_told() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, request(RequestKind::Data, 8, 4096), 0);
+    script.answer(0, Some(IoFailure::Device(5)));
+    assert_eq!(acks(&mut script), [AckKind::NegDataReply]);
+    assert_eq!(script.state(0).disk, Dstate::Diskless, "the disk is left");
+}
+
+#[test]
+fn a_discard_waits_for_earlier_writes() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, Packet::Trim(block(512, 2), 4096), 0);
+    assert_eq!(script.held.len(), 1);
+    script.answer(0, None);
+    assert!(matches!(script.held[..], [Held::Disk(_, _, DiskOp::Discard { .. })]));
+    script.answer_all();
+    assert_eq!(acks(&mut script), [AckKind::WriteAck, AckKind::WriteAck]);
+    assert_clean(&script);
+}
+
+#[test]
+fn overlapping_writes_keep_their_order() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, data(8, 2), 4096);
+    assert_eq!(script.held.len(), 1, "the second waits for the first");
+    script.answer_all();
+    assert_eq!(acks(&mut script).len(), 2);
+    assert_clean(&script);
+}

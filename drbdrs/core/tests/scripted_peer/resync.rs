@@ -1,0 +1,266 @@
+//! Resync and verify with a played peer. Spec: wire §8, §9, §10; io-path §8, §9.
+
+use super::rig::*;
+use drbd_core::config::NetConfig;
+use drbd_core::event::{IoFailure, StreamLoss};
+use drbd_sim::script::Script;
+use drbd_types::{Cstate, Dstate, Gi};
+use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, Uuids};
+use drbd_wire::{Digest, Packet, Stream};
+
+/// A disk with bits relative to the peer's generation, which is therefore the source or target.
+fn differing(bits: &[u64], own: u64, bitmap: u64) -> Script {
+    let mut disk = drbd_sim::script::ScriptDisk::new(
+        SECTORS,
+        |sb| {
+            sb.la_size = drbd_types::SectorCount(SECTORS);
+            sb.current = Gi(own);
+            sb.bitmap = Gi(bitmap);
+            sb.flags |= drbdmeta::superblock::Flags::CONSISTENT
+                | drbdmeta::superblock::Flags::WAS_UP_TO_DATE;
+        },
+        bits.to_vec(),
+    );
+    disk.limits.can_discard = true;
+    let mut script = without_disk(disk);
+    script.attach(0, Default::default());
+    script
+}
+
+/// WFBitMapS: this node has newer data in block 1.
+fn source() -> Script {
+    let mut script = differing(&[1], 0x2222_0000, CURRENT);
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    greet(&mut script, &net, peer_state());
+    assert_eq!(script.state(0).conn, Cstate::WFBitMapS, "{:?}", script.log);
+    script
+}
+
+/// WFBitMapT: the peer has newer data.
+fn target() -> Script {
+    let mut script = alone();
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    protocol(&mut script, &net);
+    script.peer(Stream::Data, 0, sync_param(), 0);
+    script.peer(Stream::Data, 0, Packet::Sizes(sizes()), 0);
+    let theirs = Uuids { bitmap: Gi(CURRENT), dirty_bits: 1, ..uuids(0x2222_0000) };
+    script.peer(Stream::Data, 0, Packet::Uuids(theirs), 0);
+    script.peer(Stream::Data, 0, Packet::State(peer_state().pack()), 0);
+    assert_eq!(script.state(0).conn, Cstate::WFBitMapT, "{:?}", script.log);
+    script.sent.clear();
+    script
+}
+
+fn plain(bits: &[u64]) -> Packet {
+    let mut bytes = vec![0_u8; SECTORS as usize / 64];
+    for bit in bits {
+        bytes[*bit as usize / 8] |= 1 << (bit % 8);
+    }
+    Packet::Bitmap(bytes.into())
+}
+
+fn send_bitmap(script: &mut Script, bits: &[u64]) {
+    script.peer(Stream::Data, 0, plain(bits), 0);
+    script.peer(Stream::Data, 0, Packet::Bitmap(Box::default()), 0);
+}
+
+/// SyncTarget with these blocks to fetch.
+fn sync_target(bits: &[u64]) -> Script {
+    let mut script = target();
+    send_bitmap(&mut script, bits);
+    assert_eq!(script.state(0).conn, Cstate::WFSyncUUID);
+    script.peer(Stream::Data, 0, Packet::SyncUuid(Gi(0x3333_0000)), 0);
+    assert_eq!(script.state(0).conn, Cstate::SyncTarget, "{:?}", script.log);
+    script.pass(100_000);
+    script
+}
+
+fn requests(script: &mut Script) -> Vec<(u64, u32)> {
+    sent(script)
+        .into_iter()
+        .filter_map(|p| match p {
+            Packet::Request(RequestKind::Resync, r) => Some((r.sector.0, r.size)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn reply(sector: u64) -> Packet {
+    let flags = DpFlags::empty();
+    let head = Block { sector: drbd_types::Sector(sector), id: BlockId::SYNCER, seq: 0, flags };
+    Packet::RsDataReply(head, Digest::NONE)
+}
+
+#[test]
+fn a_target_asks_writes_acknowledges_and_ends() {
+    let mut script = sync_target(&[1]);
+    assert_eq!(requests(&mut script), [(8, 4096)]);
+    script.peer(Stream::Data, 0, reply(8), 4096);
+    let acked = sent(&mut script);
+    assert!(matches!(acked[..], [Packet::Ack(AckKind::RsWriteAck, _), ..]), "{acked:?}");
+    script.peer(Stream::Meta, 0, Packet::PingAck, 0);
+    assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.engine.waits());
+    assert_eq!(script.state(0).disk, Dstate::UpToDate);
+    assert_eq!(script.volume(0).unwrap().out_of_sync_bits, 0);
+    assert_clean(&script);
+}
+
+/// Defect 14.4: a cleared bit must not outlive its data in a power cut.
+#[test]
+fn defect_14_4_resync_data_is_flushed_before_it_is_acknowledged() {
+    let mut script = sync_target(&[1]);
+    script.sent.clear();
+    script.holds = true;
+    script.peer(Stream::Data, 0, reply(8), 4096);
+    script.answer(0, None);
+    assert!(sent(&mut script).is_empty());
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+    script.answer(0, None);
+    assert!(matches!(sent(&mut script)[..], [Packet::Ack(AckKind::RsWriteAck, _), ..]));
+}
+
+#[test]
+fn data_of_the_wrong_place_or_length_ends_the_resync() {
+    for (sector, len) in [(16, 4096), (8, 8192), (8, 512)] {
+        let mut script = sync_target(&[1]);
+        script.is_reachable = false;
+        script.peer(Stream::Data, 0, reply(sector), len);
+        assert!(!script.is_up, "{sector} {len}");
+        assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+        assert_clean(&script);
+    }
+}
+
+#[test]
+fn a_refused_block_stays_dirty_and_the_disk_inconsistent() {
+    let mut script = sync_target(&[1]);
+    script.peer(Stream::Meta, 0, ack(AckKind::NegRsDataReply, 8, BlockId::SYNCER), 0);
+    for _ in 0..20 {
+        script.pass(100_000);
+        answer_pings(&mut script);
+    }
+    assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
+    assert_eq!(script.state(0).conn, Cstate::Connected);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+}
+
+#[test]
+fn a_lost_connection_ends_a_resync_at_any_point() {
+    let mut script = sync_target(&[1, 2, 3]);
+    script.is_reachable = false;
+    script.holds = true;
+    script.peer(Stream::Data, 0, reply(8), 4096);
+    script.lose(Stream::Data, StreamLoss::Reset);
+    script.holds = false;
+    script.answer_all();
+    assert_eq!(conn(&script), Cstate::WFConnection, "{:?}", script.engine.waits());
+    assert_eq!(script.state(0).disk, Dstate::Inconsistent);
+    assert_clean(&script);
+}
+
+#[test]
+fn a_disk_that_fails_during_a_resync_is_left() {
+    let mut script = sync_target(&[1]);
+    script.holds = true;
+    script.peer(Stream::Data, 0, reply(8), 4096);
+    script.answer(0, Some(IoFailure::Device(5)));
+    script.holds = false;
+    script.answer_all();
+    assert_eq!(script.state(0).disk, Dstate::Diskless, "{:?}", script.engine.waits());
+    assert_clean(&script);
+}
+
+#[test]
+fn a_source_sends_its_bitmap_and_serves() {
+    let mut script = source();
+    let packets = sent(&mut script);
+    assert!(matches!(packets.last(), Some(Packet::CompressedBitmap(_))), "{packets:?}");
+    send_bitmap(&mut script, &[1]);
+    assert_eq!(script.state(0).conn, Cstate::SyncSource, "{:?}", script.log);
+    assert!(matches!(sent(&mut script)[..], [Packet::SyncUuid(_), ..]));
+    script.peer(Stream::Data, 0, request(RequestKind::Resync, 8, 4096), 0);
+    assert!(matches!(sent(&mut script)[..], [Packet::RsDataReply(..)]));
+    script.peer(Stream::Meta, 0, ack(AckKind::RsWriteAck, 8, BlockId::SYNCER), 0);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(false));
+    script.peer(Stream::Data, 0, Packet::State(peer_connected().pack()), 0);
+    answer_pings(&mut script);
+    assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.engine.waits());
+    assert_clean(&script);
+}
+
+#[test]
+fn a_thin_request_for_zeroes_is_answered_without_data() {
+    let mut script = source();
+    send_bitmap(&mut script, &[1]);
+    script.sent.clear();
+    script.is_zero = Box::new(|_| true);
+    script.peer(Stream::Data, 0, request(RequestKind::ThinResync, 8, 4096), 0);
+    assert!(matches!(sent(&mut script)[..], [Packet::RsDeallocated(_)]));
+}
+
+#[test]
+fn something_between_the_packets_of_a_bitmap_ends_the_connection() {
+    let mut script = target();
+    script.is_reachable = false;
+    script.peer(Stream::Data, 0, plain(&[1]), 0);
+    script.peer(Stream::Data, 0, Packet::UnplugRemote, 0);
+    assert_dropped(&script, "receive_bitmap: cmd neither ReportBitMap nor ReportCBitMap");
+}
+
+#[test]
+fn a_bitmap_that_is_too_long_ends_the_connection() {
+    let mut script = target();
+    script.is_reachable = false;
+    script.peer(Stream::Data, 0, plain(&[1]), 0);
+    script.peer(Stream::Data, 0, plain(&[1]), 0);
+    assert!(!script.is_up, "{:?}", script.log);
+    assert_eq!(conn(&script), Cstate::WFConnection, "{:?}", script.engine.waits());
+}
+
+#[test]
+fn a_broken_code_ends_the_connection() {
+    let mut script = target();
+    script.is_reachable = false;
+    script.peer(Stream::Data, 0, Packet::CompressedBitmap(Box::new([0x82, 0xff, 0xff])), 0);
+    assert!(!script.is_up, "{:?}", script.log);
+}
+
+#[test]
+fn blocks_that_the_source_reports_meanwhile_are_marked() {
+    let mut script = target();
+    script.peer(Stream::Data, 0, Packet::OutOfSync(desc(80, 4096)), 0);
+    assert_eq!(script.engine.is_dirty(0, 10), Some(true));
+    let mut script = connected();
+    script.peer(Stream::Data, 0, Packet::OutOfSync(desc(80, 4096)), 0);
+    assert!(script.is_up && script.has_logged("ASSERT FAILED cstate"), "at the wrong time too");
+    assert_eq!(script.engine.is_dirty(0, 10), Some(true));
+}
+
+/// States that name resyncs which are not: none of them may hang the receiver.
+#[test]
+fn states_at_the_wrong_time_do_not_hang() {
+    for conn_state in Cstate::ALL {
+        for disk in Dstate::ALL {
+            let mut script = connected();
+            script.is_reachable = false;
+            let state = drbd_types::Fields { conn: *conn_state, disk: *disk, ..peer_connected() };
+            script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
+            for _ in 0..20 {
+                script.pass(200_000);
+                answer_pings(&mut script);
+            }
+            script.lose(Stream::Data, StreamLoss::Reset);
+            script.lose(Stream::Meta, StreamLoss::Reset);
+            script.pass(1_000_000);
+            let end = conn(&script);
+            assert!(
+                matches!(end, Cstate::WFConnection | Cstate::StandAlone),
+                "{conn_state} {disk}: {end} {:#?}",
+                script.engine.waits()
+            );
+            assert_clean(&script);
+        }
+    }
+}
