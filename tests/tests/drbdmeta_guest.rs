@@ -185,6 +185,10 @@ fn power_cuts() -> Result<()> {
         // Without drbdadm: it would apply the log itself, and here it has been applied.
         attach(&guest, &volumes).with_context(|| format!("DRBDRS_SEED={seed} round {round}"))?;
         load(&guest, &volumes)?;
+        // On a busy machine the writers take their time.
+        let has_begun = "[ $(grep -o 'dw:[0-9]*' /proc/drbd | cut -d: -f2 | \
+                         while read n; do [ $n -ge 64 ] && echo x; done | wc -l) = 3 ]";
+        guest.wait_for(has_begun, Duration::from_secs(120))?;
         std::thread::sleep(Duration::from_millis(1500 + random.below(6000)));
         guest.power_cut()?;
         for (i, volume) in volumes.iter().enumerate() {
