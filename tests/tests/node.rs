@@ -1,12 +1,15 @@
 //! The whole product on one machine: two daemons, files as disks, drbdadm, drbdsetup, drbdmeta, and
 //! an NBD client. Nothing is privileged, everything is on loopback.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use drbd_admin::wire::Client;
+use drbd_admin::{Answer, Request, Target};
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::nodes::{Pair, Programs, eventually};
 use libtest_mimic::{Arguments, Failed};
@@ -21,7 +24,7 @@ type Body = fn(&Programs) -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 8] = [
+    let tests: [(&str, &[Need], Body); 9] = [
         ("a_killed_primary_loses_nothing", &[Need::File("/usr/bin/qemu-io")], failover),
         ("commands_end_as_the_originals", &[], exit_codes),
         ("the_status_file_is_current_and_rests", &[Need::File("/usr/bin/qemu-io")], status_file),
@@ -29,6 +32,11 @@ fn main() {
         ("handlers_are_called_and_their_exit_codes_count", &[], handlers),
         ("sigterm_leaves_clean_meta_data", &[Need::File("/usr/bin/qemu-io")], sigterm),
         ("a_resync_waits_for_another_one", &[], resync_after),
+        (
+            "bad_clients_and_stuck_commands_harm_nobody",
+            &[Need::File("/usr/bin/qemu-io")],
+            admin_socket,
+        ),
         ("faults_are_loud_and_what_is_stuck_is_shown", &[Need::File("/usr/bin/qemu-io")], faults),
     ];
     let trials = tests.into_iter().map(|(name, needs, body)| {
@@ -365,5 +373,81 @@ fn faults(programs: &Programs) -> Result<()> {
     ensure!(client.wait()?.success(), "the write was not completed");
     let text = alpha.setup(&["status", "r0"])?.ok()?;
     ensure!(!text.to_lowercase().contains("fault"), "{text}");
+    Ok(())
+}
+
+fn admin_socket(programs: &Programs) -> Result<()> {
+    let mut pair = Pair::new(programs, 1, 8 * MIB, FAST, "")?;
+    pair.in_sync("")?;
+    let [alpha, beta] = &pair.nodes;
+    let socket = beta.socket();
+    let say = |bytes: &[u8]| -> Result<String> {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        // The daemon may have closed it before all is sent.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        Ok(answer)
+    };
+    let oversized = [b'x'; 70_000];
+    let deep = [b'['; 60_000];
+    let garbage: [&[u8]; 6] = [b"", b"half", b"\n", b"\xff\n", &oversized, &deep];
+    for bytes in garbage {
+        let answer = say(bytes)?;
+        let is_fine = answer.is_empty() || answer.contains("\"code\":126");
+        ensure!(is_fine, "{answer}");
+    }
+    let two = br#"{"version":1,"request":{"command":"status","target":"all"}}
+{"version":2,"request":{"command":"status","target":"all"}}
+"#;
+    let answer = say(two)?;
+    ensure!(answer.lines().count() == 3 && answer.contains("only 1"), "{answer}");
+    // More than it takes: those beyond are refused, and all is well when they are gone.
+    let crowd: Vec<_> = (0..700).map_while(|_| UnixStream::connect(&socket).ok()).collect();
+    drop(crowd);
+    eventually(|| {
+        let did = beta.setup(&["role", "@0"])?;
+        Ok(if did.code == 0 { Ok(()) } else { Err(format!("{did:?}")) })
+    })?;
+
+    // A command that cannot end says what it waits for, and others go on.
+    beta.setup(&["fault-disk", "@0", "--operation=any", "--effect=stall"])?.ok()?;
+    let mut writer = std::process::Command::new("qemu-io")
+        .args(["-f", "raw", "-c", "write -P 0x42 0 64k", &alpha.uri(0)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    eventually(|| {
+        let text = beta.setup(&["show-stuck", "r0"])?.ok()?;
+        Ok(if text.contains("answers are owed to the peer") { Ok(()) } else { Err(text) })
+    })?;
+    let mut envelope =
+        Request::Detach { target: Target::Resource("r0".into()), force: false }.enveloped();
+    envelope.timeout_ms = Some(1500);
+    let mut client = Client::connect(&socket)?;
+    client.send(&envelope)?;
+    let start = Instant::now();
+    let mut waits = Vec::new();
+    let reply = loop {
+        match client.next(Some(Duration::from_secs(20)))?.context("an answer")? {
+            Answer::Waiting { reason } => {
+                waits.push(reason);
+                let asked = Instant::now();
+                beta.setup(&["status"])?.ok()?;
+                ensure!(asked.elapsed() < Duration::from_secs(10), "status is slow");
+            }
+            Answer::Done(reply) => break reply,
+            other => anyhow::bail!("{other:?}"),
+        }
+    };
+    ensure!(start.elapsed() < Duration::from_secs(15), "no deadline: {:?}", start.elapsed());
+    let info = reply.info.join(" ");
+    ensure!(reply.code == 129 && info.contains("waiting for"), "{reply:?}");
+    ensure!(waits.iter().all(|reason| reason.contains("(r0)")) && !waits.is_empty(), "{waits:?}");
+    beta.setup(&["fault-clear"])?.ok()?;
+    beta.until("ds:Diskless/UpToDate")?;
+    ensure!(writer.wait()?.success(), "the write was not completed");
     Ok(())
 }
