@@ -1,4 +1,5 @@
-//! A guest with one resource, `r0`, of one volume on `/dev/vda`, whose peer is on the host.
+//! A guest with one resource, `r0`, of one volume on `/dev/vda`, or of several on the disks that
+//! follow, whose peer is on the host.
 
 use std::fs;
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub struct KernelNode {
     /// Port of the host that leads to its DRBD.
     pub port: u16,
     peer_port: u16,
+    volumes: u8,
 }
 
 /// State as in `/proc/drbd`.
@@ -40,9 +42,21 @@ impl KernelNode {
     /// # Errors
     /// The guest does not come up.
     pub fn boot(bytes: u64) -> Result<Self> {
-        let mut guest = Guest::boot(Config::new("alpha").disk(Disk::Size(bytes)))?;
+        Self::boot_with(bytes, 1)
+    }
+
+    /// The same with a disk for each of so many volumes.
+    ///
+    /// # Errors
+    /// The guest does not come up.
+    pub fn boot_with(bytes: u64, volumes: u8) -> Result<Self> {
+        let mut config = Config::new("alpha");
+        for _ in 0..volumes {
+            config = config.disk(Disk::Size(bytes));
+        }
+        let mut guest = Guest::boot(config)?;
         let port = guest.forward(PORT)?;
-        Ok(Self { guest, port, peer_port: NOBODY })
+        Ok(Self { guest, port, peer_port: NOBODY, volumes })
     }
 
     /// Lets the kernel connect to this port of the host.
@@ -56,11 +70,26 @@ impl KernelNode {
     /// # Errors
     /// The guest is gone.
     pub fn configure(&self, net: &str, disk: &str) -> Result<()> {
+        self.configure_with(net, disk, &vec![""; usize::from(self.volumes)])
+    }
+
+    /// The same with options of the `disk` section of each volume.
+    ///
+    /// # Errors
+    /// The guest is gone.
+    pub fn configure_with(&self, net: &str, disk: &str, of_volumes: &[&str]) -> Result<()> {
         let peer_port = self.peer_port;
+        let mut volumes = String::new();
+        for (nr, (letter, options)) in ('a'..='z').zip(of_volumes).enumerate() {
+            volumes += &format!(
+                "\x20volume {nr} {{ device minor {nr}; disk /dev/vd{letter}; \
+                 meta-disk internal; disk {{ {options} }} }}\n"
+            );
+        }
         let text = format!(
             "global {{ usage-count no; }}\n\
              resource r0 {{\n\
-             \x20 device minor 0; disk /dev/vda; meta-disk internal;\n\
+             {volumes}\
              \x20 net {{ socket-check-timeout 1; ping-timeout 30; {net} }}\n\
              \x20 disk {{ resync-rate 200M; c-plan-ahead 0; {disk} }}\n\
              \x20 on alpha {{ address {GUEST}:{PORT}; }}\n\
@@ -86,16 +115,24 @@ impl KernelNode {
         ScriptedPeer::connect_within(self.port, DEADLINE)
     }
 
-    /// The volume's line of `/proc/drbd`.
+    /// The line of volume 0 in `/proc/drbd`.
     ///
     /// # Errors
     /// There is no such volume.
     pub fn shown(&self) -> Result<Shown> {
+        self.shown_of(0)
+    }
+
+    /// A volume's line of `/proc/drbd`.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub fn shown_of(&self, volume: u16) -> Result<Shown> {
         let text = self.guest.proc_drbd()?;
-        let line = text.lines().find(|l| l.trim_start().starts_with("0: "));
-        let line = line.with_context(|| format!("no minor 0 in {text}"))?;
+        let line = text.lines().find(|l| l.trim_start().starts_with(&format!("{volume}: ")));
+        let line = line.with_context(|| format!("no minor {volume} in {text}"))?;
         if line.contains("Unconfigured") {
-            bail!("minor 0 is not configured");
+            bail!("minor {volume} is not configured");
         }
         let field = |name: &str| {
             let word = line.split_whitespace().find_map(|w| w.strip_prefix(name));
@@ -112,12 +149,20 @@ impl KernelNode {
         self.guest.wait_for(&format!("grep -q '^ 0: cs:{cstate} ' /proc/drbd"), deadline)
     }
 
-    /// Compares the beginning of the backing disk with this.
+    /// Compares the beginning of the backing disk of volume 0 with this.
     ///
     /// # Errors
     /// It differs.
     pub fn compare(&self, expected: &[u8]) -> Result<()> {
-        let image = self.guest.disk_image(0).context("no disk")?;
+        self.compare_of(0, expected)
+    }
+
+    /// Compares the beginning of the backing disk of a volume with this.
+    ///
+    /// # Errors
+    /// It differs.
+    pub fn compare_of(&self, volume: u16, expected: &[u8]) -> Result<()> {
+        let image = self.guest.disk_image(usize::from(volume)).context("no disk")?;
         let found = fs::read(image)?;
         let found = found.get(..expected.len()).context("the disk is shorter")?;
         let bad = expected.chunks(4096).zip(found.chunks(4096)).position(|(a, b)| a != b);

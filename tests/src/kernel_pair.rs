@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, NetConfig, Protocol, ResyncConfig};
 use drbd_types::{ByteLen, Cstate, Deciseconds, Dstate, Minor, VolumeNr};
@@ -15,6 +16,7 @@ use drbdmeta::ops::{ApplyPlan, apply, plan_apply};
 use drbdmeta::superblock::Superblock;
 
 use crate::kernel_node::KernelNode;
+use crate::packet_proxy::{Gate, Sender};
 use crate::proxy::Proxy;
 use crate::thin_node::{Addresses, Image, ThinNode, free_port};
 
@@ -104,6 +106,9 @@ pub struct Both {
     pub outgoing: Proxy,
     /// From the kernel to the engine.
     pub incoming: Proxy,
+    /// In both proxies.
+    pub gate: Arc<Gate>,
+    volumes: u16,
 }
 
 impl Both {
@@ -112,20 +117,82 @@ impl Both {
     /// # Errors
     /// The guest does not come up.
     pub fn boot(image: Image) -> Result<Self> {
-        let mut kernel = KernelNode::boot(BYTES)?;
+        Self::boot_with(vec![image])
+    }
+
+    /// The same with several volumes.
+    ///
+    /// # Errors
+    /// The guest does not come up.
+    pub fn boot_with(images: Vec<Image>) -> Result<Self> {
+        let volumes = u8::try_from(images.len())?;
+        let mut kernel = KernelNode::boot_with(BYTES, volumes)?;
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let outgoing = Proxy::new(local(kernel.port))?;
+        let gate = Arc::new(Gate::default());
+        let outgoing = Proxy::gated(local(kernel.port), Arc::clone(&gate), Sender::Own)?;
         let own_port = free_port()?;
-        let incoming = Proxy::new(local(own_port))?;
+        let incoming = Proxy::gated(local(own_port), Arc::clone(&gate), Sender::Kernel)?;
         kernel.set_peer_port(incoming.port());
         let addresses = Addresses { own: local(own_port), peer: local(outgoing.port()) };
-        let own = ThinNode::start(addresses, BTreeMap::from([(0, image)]));
-        Ok(Self { kernel, own, addresses, outgoing, incoming })
+        let own = ThinNode::start(addresses, (0..).zip(images).collect());
+        Ok(Self { kernel, own, addresses, outgoing, incoming, gate, volumes: volumes.into() })
     }
 
     /// Replaces the engine by a new one with this disk.
     pub fn restart(&mut self, image: Image) {
-        self.own = ThinNode::start(self.addresses, BTreeMap::from([(0, image)]));
+        self.restart_with(BTreeMap::from([(0, image)]));
+    }
+
+    /// Replaces the engine by a new one with these disks.
+    pub fn restart_with(&mut self, images: BTreeMap<u16, Image>) {
+        self.own = ThinNode::start(self.addresses, images);
+    }
+
+    /// Power is cut: the engine is gone, and a new one begins with its disks, the activity log
+    /// applied. Nothing is configured.
+    ///
+    /// # Errors
+    /// The meta-data is unusable.
+    pub fn crash(&mut self) -> Result<()> {
+        let fresh = ThinNode::start(self.addresses, BTreeMap::new());
+        let images = std::mem::replace(&mut self.own, fresh).kill()?;
+        let applied: Result<BTreeMap<u16, Image>> =
+            images.into_iter().map(|(nr, image)| Ok((nr, apply_al(image)?))).collect();
+        self.restart_with(applied?);
+        Ok(())
+    }
+
+    /// Boots a guest that was off, and brings its resource up.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_kernel(&mut self, net: &str) -> Result<()> {
+        self.kernel.guest.start()?;
+        self.kernel.configure(&format!("protocol C; connect-int 2; ping-timeout 30; {net}"), "")?;
+        self.kernel.guest.ok("drbdadm up r0").map(drop)
+    }
+
+    /// Everything anew on both sides, UpToDate without a resync, Secondary.
+    ///
+    /// # Errors
+    /// They do not connect.
+    pub fn fresh(&mut self, net: &NetConfig, kernel_net: &str, kernel_disk: &str) -> Result<()> {
+        self.gate.open();
+        self.kernel.guest.run("drbdadm resume-io r0; drbdadm secondary r0; drbdadm down r0")?;
+        for (_, letter) in (0..self.volumes).zip('a'..='z') {
+            // Both are declared equal below.
+            let script = format!("dd if=/dev/zero of=/dev/vd{letter} bs=1M count=8 && sync");
+            self.kernel.guest.ok(&script)?;
+        }
+        self.cut(false);
+        let image = fresh_image(0)?;
+        self.restart_with((0..self.volumes).map(|nr| (nr, image.clone())).collect());
+        self.up_with(net, kernel_net, kernel_disk)?;
+        for nr in 0..self.volumes {
+            let volume = VolumeNr(nr);
+            self.own.ok(Command::NewCurrentUuid { volume, clear_bitmap: true })?;
+        }
+        self.in_sync()
     }
 
     /// Cuts or mends both directions.
@@ -153,13 +220,17 @@ impl Both {
         self.connected()
     }
 
-    /// A volume with its disk.
+    /// All volumes with their disks.
     ///
     /// # Errors
     /// It is refused.
     pub fn attach(&mut self) -> Result<()> {
-        self.own.ok(Command::NewVolume { volume: VOLUME, minor: Minor(0) })?;
-        self.own.ok(Command::Attach { volume: VOLUME, config: Box::new(disk_config()) })
+        for nr in 0..self.volumes {
+            let volume = VolumeNr(nr);
+            self.own.ok(Command::NewVolume { volume, minor: Minor(nr.into()) })?;
+            self.own.ok(Command::Attach { volume, config: Box::new(disk_config()) })?;
+        }
+        Ok(())
     }
 
     /// Attaches the disk again, as drbdadm does: the activity log is applied first.
@@ -180,7 +251,11 @@ impl Both {
         self.up_with(&net_config(protocol), "", "")
     }
 
-    fn tell(&self, result: Result<()>) -> Result<()> {
+    /// Adds the logs of both sides to a failure.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn tell(&self, result: Result<()>) -> Result<()> {
         result.with_context(|| {
             let log = self.kernel.guest.take_log().unwrap_or_default();
             let shown = self.kernel.guest.proc_drbd().unwrap_or_default();
@@ -197,28 +272,35 @@ impl Both {
         self.kernel.wait_cstate("Connected", LONG).map(drop)
     }
 
-    /// Waits until both disks are UpToDate.
+    /// Waits until both disks of all volumes are UpToDate.
     ///
     /// # Errors
     /// They do not become so.
     pub fn in_sync(&self) -> Result<()> {
-        self.tell(self.own.wait("both UpToDate", |s| {
-            s.conn == Cstate::Connected && s.disk == Dstate::UpToDate && s.pdsk == Dstate::UpToDate
-        }))?;
-        self.tell(self.kernel.wait_cstate("Connected", LONG).map(drop))?;
-        let shown = self.kernel.shown()?;
-        ensure!(shown.disks == "UpToDate/UpToDate", "{shown:?}\n{}", self.own.log());
+        for nr in 0..self.volumes {
+            self.tell(self.own.wait_of(nr, "both UpToDate", |s| {
+                s.conn == Cstate::Connected
+                    && s.disk == Dstate::UpToDate
+                    && s.pdsk == Dstate::UpToDate
+            }))?;
+            let pattern = format!("^ *{nr}: cs:Connected ro:[^ ]* ds:UpToDate/UpToDate ");
+            let seen = self.kernel.guest.wait_for(&format!("grep -q '{pattern}' /proc/drbd"), LONG);
+            self.tell(seen.map(drop))?;
+        }
         Ok(())
     }
 
-    /// The data areas of both disks are equal.
+    /// The data areas of both disks are equal, on all volumes.
     ///
     /// # Errors
     /// They are not.
     pub fn compare(&self) -> Result<()> {
-        let image = self.own.image(0)?;
         self.kernel.guest.ok("sync")?;
-        self.tell(self.kernel.compare(&image[..data_len()?]))
+        for nr in 0..self.volumes {
+            let image = self.own.image(nr)?;
+            self.tell(self.kernel.compare_of(nr, &image[..data_len()?]))?;
+        }
+        Ok(())
     }
 
     /// Fails with the logs of both sides.

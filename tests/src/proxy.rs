@@ -1,7 +1,8 @@
 //! A TCP relay between two peers that can delay, hold and cut, each direction on its own.
 //!
-//! It forwards bytes and knows nothing of what they mean. Holding one direction makes a half-dead
-//! link; a cut resets all connections and, until [`Proxy::restore`], refuses new ones.
+//! It forwards bytes and knows nothing of what they mean, unless it has a [`Gate`]. Holding one
+//! direction makes a half-dead link; a cut resets all connections and, until [`Proxy::restore`],
+//! refuses new ones.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::packet_proxy::{Gate, Sender, read_packet};
 
 /// From whom to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ struct Shared {
     is_cut: AtomicBool,
     is_over: AtomicBool,
     lanes: [Lane; 2],
+    /// With the sender of what goes to the target.
+    gate: Option<(Arc<Gate>, Sender)>,
     open: Mutex<Vec<[TcpStream; 2]>>,
 }
 
@@ -48,6 +53,18 @@ impl Proxy {
     /// # Errors
     /// No port is free.
     pub fn new(target: SocketAddr) -> io::Result<Self> {
+        Self::with(target, None)
+    }
+
+    /// The same for DRBD, with a gate. `connector` is who connects to the proxy.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn gated(target: SocketAddr, gate: Arc<Gate>, connector: Sender) -> io::Result<Self> {
+        Self::with(target, Some((gate, connector)))
+    }
+
+    fn with(target: SocketAddr, gate: Option<(Arc<Gate>, Sender)>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -56,6 +73,7 @@ impl Proxy {
             is_cut: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             lanes: [Lane::default(), Lane::default()],
+            gate,
             open: Mutex::new(Vec::new()),
         });
         let ours = Arc::clone(&shared);
@@ -156,24 +174,40 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
-fn relay(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared, lane: usize) -> io::Result<()> {
-    let lane = &shared.lanes[lane];
-    let mut buffer = vec![0; 1 << 16];
+fn relay(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    shared: &Shared,
+    index: usize,
+) -> io::Result<()> {
+    let lane = &shared.lanes[index];
+    let is_over = || shared.is_over.load(Ordering::SeqCst) || shared.is_cut.load(Ordering::SeqCst);
+    let mut buffer = Vec::new();
     loop {
-        let n = from.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(());
+        if let Some((gate, connector)) = &shared.gate {
+            let Some(command) = read_packet(&mut from, &mut buffer)? else { return Ok(()) };
+            let sender = if index == 0 { *connector } else { connector.other() };
+            if !gate.pass(sender, command, is_over) {
+                return Ok(());
+            }
+        } else {
+            buffer.resize(1 << 16, 0);
+            let n = from.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(());
+            }
+            buffer.truncate(n);
         }
         let due = Instant::now() + Duration::from_micros(lane.delay_us.load(Ordering::SeqCst));
         while lane.is_held.load(Ordering::SeqCst) || Instant::now() < due {
-            if shared.is_over.load(Ordering::SeqCst) || shared.is_cut.load(Ordering::SeqCst) {
+            if is_over() {
                 return Ok(());
             }
             thread::sleep(POLL);
         }
         // Before they can be seen at the other end.
-        lane.bytes.fetch_add(n as u64, Ordering::SeqCst);
-        to.write_all(&buffer[..n])?;
+        lane.bytes.fetch_add(buffer.len() as u64, Ordering::SeqCst);
+        to.write_all(&buffer)?;
     }
 }
 

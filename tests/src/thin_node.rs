@@ -84,10 +84,27 @@ impl ThinNode {
     /// # Errors
     /// It is not answered in time.
     pub fn command(&mut self, command: Command) -> Result<Reply> {
+        let text = format!("{command:?}");
+        let ticket = self.begin_command(command)?;
+        self.finish_command(ticket, &text)
+    }
+
+    /// Begins a command.
+    ///
+    /// # Errors
+    /// The node has died.
+    pub fn begin_command(&mut self, command: Command) -> Result<Ticket> {
         self.next += 1;
         let ticket = Ticket(self.next);
-        let text = format!("{command:?}");
         self.input.send(Input::Event(Event::Admin { ticket, command })).ok().context("dead")?;
+        Ok(ticket)
+    }
+
+    /// Waits for the answer of a command.
+    ///
+    /// # Errors
+    /// It is not answered in time.
+    pub fn finish_command(&self, ticket: Ticket, what: &str) -> Result<Reply> {
         let start = Instant::now();
         while start.elapsed() < DEADLINE {
             if let Some(reply) = self.ask(move |shell| shell.replies.remove(&ticket.0))? {
@@ -95,7 +112,7 @@ impl ThinNode {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        bail!("no answer to {text}\n{}", self.log())
+        bail!("no answer to {what}\n{}", self.log())
     }
 
     /// Gives a command that must not be refused.
@@ -124,22 +141,48 @@ impl ThinNode {
     /// # Errors
     /// The node has died.
     pub fn state(&self) -> Result<Fields> {
-        Ok(self.status()?.volumes.first().map_or(Fields::NEW, |v| v.state))
+        self.state_of(0)
+    }
+
+    /// State of a volume.
+    ///
+    /// # Errors
+    /// The node has died.
+    pub fn state_of(&self, volume: u16) -> Result<Fields> {
+        let status = self.status()?;
+        let found = status.volumes.iter().find(|v| v.nr.0 == volume);
+        Ok(found.map_or(Fields::NEW, |v| v.state))
     }
 
     /// Waits until volume 0 is in such a state.
     ///
     /// # Errors
     /// It does not come to that.
-    pub fn wait(&self, what: &str, mut holds: impl FnMut(&Fields) -> bool) -> Result<()> {
+    pub fn wait(&self, what: &str, holds: impl FnMut(&Fields) -> bool) -> Result<()> {
+        self.wait_of(0, what, holds)
+    }
+
+    /// Waits until a volume is in such a state.
+    ///
+    /// # Errors
+    /// It does not come to that.
+    pub fn wait_of(
+        &self,
+        volume: u16,
+        what: &str,
+        mut holds: impl FnMut(&Fields) -> bool,
+    ) -> Result<()> {
         let start = Instant::now();
-        while start.elapsed() < DEADLINE {
-            if holds(&self.state()?) {
+        loop {
+            let state = self.state_of(volume)?;
+            if holds(&state) {
                 return Ok(());
+            }
+            if start.elapsed() > DEADLINE {
+                bail!("waited in vain for {what}: {state:?}\n{}", self.log());
             }
             thread::sleep(Duration::from_millis(20));
         }
-        bail!("waited in vain for {what}: {:?}\n{}", self.state()?, self.log())
     }
 
     /// All log lines so far.

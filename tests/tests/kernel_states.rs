@@ -31,18 +31,6 @@ fn test(name: &str, body: fn() -> Result<()>) -> Trial {
     trial(name, &[Need::Guest], move || body().map_err(|e| Failed::from(format!("{e:#}"))))
 }
 
-/// Both new and UpToDate, without a resync.
-fn fresh(both: &mut Both, net: &NetConfig, kernel_net: &str, kernel_disk: &str) -> Result<()> {
-    both.kernel.guest.run("drbdadm secondary r0; drbdadm down r0")?;
-    // Both are declared equal below.
-    both.kernel.guest.ok("dd if=/dev/zero of=/dev/vda bs=1M count=8 && sync")?;
-    both.cut(false);
-    both.restart(fresh_image(0)?);
-    both.up_with(net, kernel_net, kernel_disk)?;
-    both.own.ok(Command::NewCurrentUuid { volume: VOLUME, clear_bitmap: true })?;
-    both.in_sync()
-}
-
 /// A row: policies in the spelling of both, who is Primary at the reconnect, and what comes out.
 struct Row {
     zero: ZeroPrimaries,
@@ -111,7 +99,7 @@ fn split_brain() -> Result<()> {
 fn one_split(both: &mut Both, row: &Row) -> Result<()> {
     let policies = Policies { zero: row.zero, one: row.one, two: row.two };
     let net = NetConfig { after_sb: policies, ..net_config(Protocol::C) };
-    fresh(both, &net, row.kernel_words, "")?;
+    both.fresh(&net, row.kernel_words, "")?;
     both.own.ok(Command::Primary { volume: VOLUME, force: false })?;
     both.cut(true);
     both.own.wait("the loss", |s| s.conn < Cstate::Connected)?;
@@ -160,7 +148,7 @@ fn one_split(both: &mut Both, row: &Row) -> Result<()> {
 
 fn fencing() -> Result<()> {
     let mut both = Both::boot(fresh_image(0)?)?;
-    fresh(&mut both, &net_config(Protocol::C), "", "fencing resource-only;")?;
+    both.fresh(&net_config(Protocol::C), "", "fencing resource-only;")?;
     let config = Box::new(DiskConfig { fencing: Fencing::ResourceAndStonith, ..disk_config() });
     both.own.ok(Command::DiskOptions { volume: VOLUME, config })?;
     both.own.ok(Command::Primary { volume: VOLUME, force: false })?;
@@ -198,7 +186,7 @@ fn fencing() -> Result<()> {
 
 fn sizes() -> Result<()> {
     let mut both = Both::boot(fresh_image(0)?)?;
-    fresh(&mut both, &net_config(Protocol::C), "", "")?;
+    both.fresh(&net_config(Protocol::C), "", "")?;
     both.own.ok(Command::Primary { volume: VOLUME, force: false })?;
     // Smaller from here, larger from there.
     let small = SectorCount(8192);
@@ -224,7 +212,7 @@ fn congestion() -> Result<()> {
         timeout: drbd_types::Deciseconds(600),
         ..net_config(Protocol::A)
     };
-    fresh(&mut both, &net, "", "")?;
+    both.fresh(&net, "", "")?;
     both.own.ok(Command::Primary { volume: VOLUME, force: false })?;
     use drbdrs_tests::proxy::Direction;
     for proxy in [&both.outgoing, &both.incoming] {
@@ -249,7 +237,7 @@ fn congestion() -> Result<()> {
 fn migration() -> Result<()> {
     let mut both = Both::boot(fresh_image(0)?)?;
     let net = net_config(Protocol::C);
-    fresh(&mut both, &net, "", "")?;
+    both.fresh(&net, "", "")?;
     both.kernel.guest.ok(
         "drbdadm primary r0 && dd if=/dev/urandom of=/dev/drbd0 bs=64k count=8 oflag=direct && \
          drbdadm secondary r0",

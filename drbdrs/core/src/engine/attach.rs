@@ -405,6 +405,9 @@ pub(super) async fn detach(cx: &Cx, nr: VolumeNr, force: bool) -> Changed {
     if force {
         cx.with(|core| core.force_detach(nr));
     } else {
+        if cx.with(|core| would_lose_data(&core.state(nr))) {
+            return Err(drbd_types::Refusal::NoUpToDateDisk);
+        }
         cx.with(|core| core.hold_io(nr));
         let result = request(cx, nr, Wanted::disk(Dstate::Failed), Opt::COMMAND).await;
         cx.with(|core| core.release_io(nr));
@@ -420,6 +423,13 @@ pub(super) async fn detach(cx: &Cx, nr: VolumeNr, force: bool) -> Changed {
     })
     .await;
     Ok(Done::Changed)
+}
+
+/// A Primary's disk with writes that the peer does not have. The original lets it go while the two
+/// exchange their bitmaps: then it counts the peer's older data as UpToDate, and a split brain
+/// comes of it.
+fn would_lose_data(state: &Fields) -> bool {
+    state.role == Role::Primary && state.disk > Dstate::Failed && state.pdsk != Dstate::UpToDate
 }
 
 impl Core {

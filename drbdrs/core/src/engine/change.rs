@@ -426,6 +426,7 @@ impl Core {
             self.set_conn(wanted, opt)
         } else {
             match cluster::apply(self.state(nr), mask, val) {
+                Ok(new) if self.would_replace_good_data(nr, &new) => Err(Refusal::NoUpToDateDisk),
                 Ok(new) => self.set_state(nr, new, Opt::VERBOSE),
                 Err(_) => Err(Refusal::NotSupported),
             }
@@ -435,6 +436,16 @@ impl Core {
             Ok(Done::Nothing) => 2,
             Err(refusal) => refusal.number(),
         }
+    }
+
+    /// The peer, a Primary, asks to give up its disk while ours is Outdated or Consistent: the end
+    /// of the exchange of bitmaps would upgrade ours, without the peer's last writes.
+    fn would_replace_good_data(&self, nr: VolumeNr, new: &Fields) -> bool {
+        let old = self.state(nr);
+        new.peer == Role::Primary
+            && new.pdsk <= Dstate::Failed
+            && old.pdsk > Dstate::Failed
+            && matches!(old.disk, Dstate::Outdated | Dstate::Consistent)
     }
 
     /// Which mutex guards a volume's state: below version 100 all share that of the connection.

@@ -194,6 +194,11 @@ pub(super) async fn on_sync_uuid(cx: &Cx, nr: VolumeNr, sync: Gi) {
             if state.conn < Cstate::Connected || state.disk < Dstate::Negotiating {
                 return Some(false);
             }
+            // It belongs to a resync that ended with the disk that was there before: what is to
+            // become of the new one is only said by packets behind this one.
+            if state.disk == Dstate::Negotiating && state.conn == Cstate::Connected {
+                return Some(false);
+            }
             matches!(state.conn, Cstate::WFSyncUUID | Cstate::Behind).then_some(true)
         })
         .await;
