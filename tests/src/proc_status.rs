@@ -7,14 +7,13 @@ use drbd_admin::{
     WriteOrdering,
 };
 use drbd_core::engine::status::{Status, VolumeStatus};
-use drbd_types::Cstate;
 
 /// The text of `/proc/drbd` for an engine whose connection has this protocol (A, B or C).
 pub fn text(status: &Status, protocol: &str) -> String {
     let address = || Address { family: Family::Ipv4, addr: "127.0.0.1".into(), port: 7789 };
     let mut options = OptionSet::default();
     options.set("protocol", OptionValue::Text(protocol.to_owned()));
-    let connection = (status.conn > Cstate::StandAlone).then(|| Connection {
+    let connection = status.has_net.then(|| Connection {
         local: address(),
         peer: address(),
         peer_name: None,
@@ -61,8 +60,8 @@ fn volume(v: &VolumeStatus, epochs: usize) -> Volume {
             local_pending: v.local_pending,
             peer_pending: v.peer_pending,
             unacked: v.owed,
-            application_pending: v.app_pending + v.waiting,
-            epochs: u64::try_from(epochs).unwrap_or(u64::MAX),
+            application_pending: v.app_pending,
+            epochs: u64::try_from(epochs).unwrap_or(u64::MAX).max(1),
             out_of_sync: v.out_of_sync_bits,
         },
         ..Volume::new(v.nr.0, v.minor.0)

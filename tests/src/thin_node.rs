@@ -13,13 +13,14 @@ use anyhow::{Context as _, Result, bail};
 use drbd_core::Engine;
 use drbd_core::action::{Action, AppError, DigestUse, DiskOp, Handler, MetaOp, SendData};
 use drbd_core::admin::{Command, Reply};
-use drbd_core::engine::status::Status;
+use drbd_core::engine::status::{Status, VolumeStatus};
 use drbd_core::event::{
     AppOp, AppRequest, DiskAnswer, DiskLimits, Event, IoFailure, MetaAnswer, Opened, Payload,
     StreamLoss, WriteFlags,
 };
 use drbd_core::ids::{AppId, BufId, SocketId, Ticket};
 use drbd_core::link::{HangUp, LinkAction, LinkEvent};
+use drbd_core::resync::dependency::{Row, Table};
 use drbd_types::{ByteLen, Fields, Sector, SectorCount, SectorRange, Tick, VolumeNr};
 use drbd_wire::frame::Phase;
 use drbd_wire::{Algorithm, Context, Packet, Reader, Stream, Want, encode};
@@ -364,6 +365,7 @@ struct Shell {
     calls: Vec<Handler>,
     pending: VecDeque<Event>,
     is_dead: bool,
+    has_changed: bool,
 }
 
 impl Shell {
@@ -399,6 +401,7 @@ impl Shell {
             calls: Vec::new(),
             pending: VecDeque::new(),
             is_dead: false,
+            has_changed: false,
         }
     }
 
@@ -423,7 +426,7 @@ impl Shell {
                 Ok(Input::Ask(question)) => question(&mut self),
                 Err(RecvTimeoutError::Timeout) => self.pending.push_back(Event::Timer),
             }
-            while let Some(event) = self.pending.pop_front() {
+            while let Some(event) = self.next_event() {
                 let now = self.now();
                 let mut actions = Vec::new();
                 self.engine.handle(now, event, &mut actions);
@@ -432,6 +435,20 @@ impl Shell {
                 }
             }
         }
+    }
+
+    /// The next event; when there is none, volumes that wait for another one are looked at.
+    fn next_event(&mut self) -> Option<Event> {
+        if self.pending.is_empty() && std::mem::take(&mut self.has_changed) {
+            let volumes = self.engine.status().volumes;
+            let row = |v: &VolumeStatus| (v.minor, Row::new(&v.state, v.config.resync_after));
+            let turns = Table(volumes.iter().map(row).collect()).settle();
+            self.pending.extend(turns.into_iter().filter_map(|turn| {
+                let volume = volumes.iter().find(|v| v.minor == turn.minor)?.nr;
+                Some(Event::Dependency { volume, must_wait: turn.aftr_isp })
+            }));
+        }
+        self.pending.pop_front()
     }
 
     /// Payload numbers of reading threads are looked up in a common store.
@@ -513,7 +530,8 @@ impl Shell {
                     log.push(format!("{at:9.3} {}", line.text));
                 }
             }
-            Action::Device { .. } | Action::Changed => {}
+            Action::Changed => self.has_changed = true,
+            Action::Device { .. } => {}
         }
     }
 

@@ -57,9 +57,13 @@ fn invalidates(both: &mut Both) -> Result<()> {
     both.own.wait("a resync", |s| s.conn == Cstate::SyncSource || s.pdsk < Dstate::UpToDate)?;
     both.in_sync()?;
     both.compare()?;
-    let refused = both.kernel.guest.run("drbdadm invalidate-remote r0")?;
-    both.ensure(refused.status != 0, "a Primary's data is not thrown away")?;
+    // Even a Primary's disk: reads go to the peer meanwhile.
+    both.kernel.guest.ok("drbdadm invalidate-remote r0")?;
+    both.own.wait("a resync", |s| s.disk < Dstate::UpToDate || s.conn == Cstate::SyncTarget)?;
+    let read = both.own.read(2040, 8)?;
+    both.ensure(read == vec![b'i'; 4096], "what the Primary reads")?;
     both.in_sync()?;
+    both.compare()?;
     both.own.ok(Command::Secondary(VOLUME))?;
     both.kernel.guest.ok("drbdadm primary r0 && drbdadm invalidate-remote r0")?;
     both.own.wait("a resync", |s| s.disk < Dstate::UpToDate || s.conn == Cstate::SyncTarget)?;
@@ -96,7 +100,7 @@ fn verify_part(both: &mut Both) -> Result<()> {
     image[6000 * 512] ^= 1;
     both.own.set_image(0, image)?;
     both.kernel.guest.take_log()?;
-    both.kernel.guest.ok("drbdadm verify --start=0 --stop=4096s r0")?;
+    both.kernel.guest.ok("drbdadm -- --start=0 --stop=4096s verify r0")?;
     both.kernel.guest.wait_for("dmesg | grep -q 'Online verify found'", LONG)?;
     both.kernel.wait_cstate("Connected", LONG)?;
     let log = both.kernel.guest.take_log()?;
@@ -196,6 +200,7 @@ fn resync_after() -> Result<()> {
             both.kernel.configure_with(text, options, &["", "resync-after r0/0;"])?;
             both.kernel.guest.ok("drbdadm adjust r0")?;
         }
+        both.kernel.guest.ok("drbdadm disk-options --resync-rate=2M --c-plan-ahead=0 r0")?;
         // The second first: it must give way.
         both.kernel.guest.ok("drbdadm invalidate r0/1 && drbdadm invalidate r0/0")?;
         both.own.wait_of(1, "a pause", |s| {

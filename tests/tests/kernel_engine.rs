@@ -8,32 +8,28 @@ use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, NetConfig, Protocol, ResyncConfig};
 use drbd_core::event::AppOp;
 use drbd_types::{Cstate, Dstate, Role, Sector};
+use drbdrs_tests::interop::row;
 use drbdrs_tests::kernel_pair::{
     Both, LONG, VOLUME, data_len, disk_config, fresh_image, net_config,
 };
-use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::thin_node::range;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 fn main() {
     let args = Arguments::from_args();
     let tests = vec![
-        test("initial_sync_from_us_and_writes_in_all_protocols", we_are_primary),
-        test("initial_sync_from_the_kernel_and_its_writes", kernel_is_primary),
-        test("every_version_that_the_kernel_accepts", versions),
-        test("a_lost_link_leads_to_a_resync_of_what_changed", link_loss),
-        test("the_kernel_loses_power_under_load", kernel_power_cut),
-        test("verify_from_either_side_finds_a_changed_block", verify),
-        test("checksums_digests_and_secrets", algorithms),
-        test("commands_from_either_side", commands),
-        test("diskless_on_either_side", diskless),
-        test("two_primaries_write_the_same_place", two_primaries),
+        row(1, "Primary", "initial_sync_from_us_and_writes_in_all_protocols", we_are_primary),
+        row(1, "Secondary", "initial_sync_from_the_kernel_and_its_writes", kernel_is_primary),
+        row(2, "both", "every_version_that_the_kernel_accepts", versions),
+        row(4, "both", "a_lost_link_leads_to_a_resync_of_what_changed", link_loss),
+        row(4, "both", "the_kernel_loses_power_under_load", kernel_power_cut),
+        row(6, "both", "verify_from_either_side_finds_a_changed_block", verify),
+        row(3, "both", "checksums_digests_and_secrets", algorithms),
+        row(6, "Primary", "commands_from_either_side", commands),
+        row(6, "both", "diskless_on_either_side", diskless),
+        row(6, "two Primaries", "two_primaries_write_the_same_place", two_primaries),
     ];
     libtest_mimic::run(&args, tests).exit();
-}
-
-fn test(name: &str, body: fn() -> Result<()>) -> Trial {
-    trial(name, &[Need::Guest], move || body().map_err(|e| Failed::from(format!("{e:#}"))))
 }
 
 fn we_are_primary() -> Result<()> {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use drbdrs_tests::handshake_case::{Bench, Verdict, judge, presented, setting, situation};
+use drbdrs_tests::interop::row;
 use drbdrs_tests::metagen::Random;
-use drbdrs_tests::need::{Need, trial};
-use libtest_mimic::{Arguments, Failed};
+use libtest_mimic::Arguments;
 
 /// Cases per setting of the kernel's node, which takes as long as several cases.
 const PER_SETTING: u64 = 8;
@@ -20,9 +20,7 @@ const TIME_MAX: Duration = Duration::from_secs(90);
 
 fn main() {
     let args = Arguments::from_args();
-    let test = trial("decisions_are_those_of_the_kernel", &[Need::Guest], || {
-        decisions().map_err(|e| Failed::from(format!("{e:#}")))
-    });
+    let test = row(9, "both", "decisions_are_those_of_the_kernel", decisions);
     libtest_mimic::run(&args, vec![test]).exit();
 }
 

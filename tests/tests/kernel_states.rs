@@ -9,26 +9,22 @@ use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, Fencing, NetConfig, OnCongestion, Protocol};
 use drbd_core::generation::splitbrain::{OnePrimary, Policies, TwoPrimaries, ZeroPrimaries};
 use drbd_types::{Cstate, Dstate, SectorCount};
+use drbdrs_tests::interop::row;
 use drbdrs_tests::kernel_pair::{
     Both, LONG, VOLUME, apply_al, data_len, disk_config, fresh_image, net_config,
 };
-use drbdrs_tests::need::{Need, trial};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 fn main() {
     let args = Arguments::from_args();
     let tests = vec![
-        test("split_brain_and_all_policies", split_brain),
-        test("fencing_on_both_sides", fencing),
-        test("sizes_change_from_either_side", sizes),
-        test("congestion_ahead_and_behind", congestion),
-        test("a_disk_moves_between_the_implementations", migration),
+        row(5, "both", "split_brain_and_all_policies", split_brain),
+        row(5, "Primary", "fencing_on_both_sides", fencing),
+        row(6, "Primary", "sizes_change_from_either_side", sizes),
+        row(6, "Primary", "congestion_ahead_and_behind", congestion),
+        row(7, "both", "a_disk_moves_between_the_implementations", migration),
     ];
     libtest_mimic::run(&args, tests).exit();
-}
-
-fn test(name: &str, body: fn() -> Result<()>) -> Trial {
-    trial(name, &[Need::Guest], move || body().map_err(|e| Failed::from(format!("{e:#}"))))
 }
 
 /// A row: policies in the spelling of both, who is Primary at the reconnect, and what comes out.
@@ -43,7 +39,7 @@ struct Row {
     source: Option<bool>,
 }
 
-const fn row(
+const fn outcome(
     zero: ZeroPrimaries,
     kernel_words: &'static str,
     primaries: (bool, bool),
@@ -62,24 +58,29 @@ fn split_brain() -> Result<()> {
     };
     let nobody = (false, false);
     let rows = [
-        row(Disconnect, "", nobody, None),
-        row(DiscardYoungerPrimary, "after-sb-0pri discard-younger-primary;", nobody, Some(true)),
-        row(DiscardOlderPrimary, "after-sb-0pri discard-older-primary;", nobody, Some(false)),
-        row(DiscardZeroChanges, "after-sb-0pri discard-zero-changes;", nobody, None),
-        row(DiscardLeastChanges, "after-sb-0pri discard-least-changes;", nobody, Some(true)),
-        row(DiscardLocal, "after-sb-0pri discard-node-bravo;", nobody, Some(false)),
-        row(DiscardRemote, "after-sb-0pri discard-node-alpha;", nobody, Some(true)),
+        outcome(Disconnect, "", nobody, None),
+        outcome(
+            DiscardYoungerPrimary,
+            "after-sb-0pri discard-younger-primary;",
+            nobody,
+            Some(true),
+        ),
+        outcome(DiscardOlderPrimary, "after-sb-0pri discard-older-primary;", nobody, Some(false)),
+        outcome(DiscardZeroChanges, "after-sb-0pri discard-zero-changes;", nobody, None),
+        outcome(DiscardLeastChanges, "after-sb-0pri discard-least-changes;", nobody, Some(true)),
+        outcome(DiscardLocal, "after-sb-0pri discard-node-bravo;", nobody, Some(false)),
+        outcome(DiscardRemote, "after-sb-0pri discard-node-alpha;", nobody, Some(true)),
         Row {
             one: OnePrimary::DiscardSecondary,
-            ..row(Disconnect, "after-sb-1pri discard-secondary;", (true, false), Some(true))
+            ..outcome(Disconnect, "after-sb-1pri discard-secondary;", (true, false), Some(true))
         },
         Row {
             one: OnePrimary::DiscardSecondary,
-            ..row(Disconnect, "after-sb-1pri discard-secondary;", (false, true), Some(false))
+            ..outcome(Disconnect, "after-sb-1pri discard-secondary;", (false, true), Some(false))
         },
         Row {
             one: OnePrimary::Consensus,
-            ..row(
+            ..outcome(
                 DiscardOlderPrimary,
                 "after-sb-0pri discard-older-primary; after-sb-1pri consensus;",
                 (true, false),

@@ -4,6 +4,7 @@
 
 mod demo;
 mod deps;
+mod interop;
 mod run;
 mod test;
 mod tidy;
@@ -62,6 +63,8 @@ enum Task {
         #[arg(long, value_name = "SCRIPT", conflicts_with = "if_missing")]
         run: Option<String>,
     },
+    /// Runs all suites with the kernel's DRBD and rewrites the table in drbdrs/docs/interop.md.
+    Interop,
     /// Long runs of a randomised suite.
     Soak {
         #[command(subcommand)]
@@ -105,6 +108,15 @@ enum Soak {
         #[arg(long, default_value_t = 1_000)]
         seed: u64,
     },
+    /// Random operations on a pair of the engine and the kernel's DRBD.
+    Kernel {
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// What happens.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -115,6 +127,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::tidy(),
         Task::Deps => deps::deps(),
         Task::Guest { if_missing, run } => guest(if_missing, run.as_deref()),
+        Task::Interop => interop::interop(),
         Task::Soak { suite } => soak(&suite),
         Task::Fuzz { target, minutes } => fuzz(&target, minutes),
         Task::Bench { name, rest } => bench(&name, &rest),
@@ -140,6 +153,21 @@ fn soak(suite: &Soak) -> Result<(), Failure> {
         Soak::Handshake { cases, seed } => {
             let words = ["test", "-p", "drbdrs-tests", "--test", "kernel_handshake"];
             let run = run::command("cargo", &words).env("DRBDRS_CASES", &cases.to_string());
+            return run.env("DRBDRS_SEED", &seed.to_string()).run();
+        }
+        Soak::Kernel { minutes, seed } => {
+            let words = [
+                "test",
+                "-p",
+                "drbdrs-tests",
+                "--test",
+                "kernel_life",
+                "--",
+                "--nocapture",
+                "a_long_life",
+            ];
+            let seconds = minutes.saturating_mul(60).to_string();
+            let run = run::command("cargo", &words).env("DRBDRS_SECONDS", &seconds);
             return run.env("DRBDRS_SEED", &seed.to_string()).run();
         }
     };
