@@ -112,6 +112,8 @@ fn verify_part(both: &mut Both) -> Result<()> {
     both.own.wait("the end", |s| s.conn == Cstate::Connected)?;
     both.kernel.wait_cstate("Connected", LONG)?;
     both.ensure(both.own.status()?.volumes[0].out_of_sync_bits == 2, "the other one")?;
+    // Without a Primary there would be no new generation, and nothing would be resynced.
+    both.own.ok(Command::Primary { volume: VOLUME, force: false })?;
     both.kernel.guest.ok("drbdadm disconnect r0 && drbdadm connect r0")?;
     both.connected()?;
     both.in_sync()?;
