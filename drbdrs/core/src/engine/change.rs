@@ -438,14 +438,15 @@ impl Core {
         }
     }
 
-    /// The peer, a Primary, asks to give up its disk while ours is Outdated or Consistent: the end
-    /// of the exchange of bitmaps would upgrade ours, without the peer's last writes.
+    /// The peer, a Primary, asks to give up its disk while ours lacks its last writes. With an
+    /// Outdated one the end of the exchange of bitmaps would upgrade ours; with an Inconsistent one
+    /// the peer would refuse itself after our consent, which has ended the resync here alone.
     fn would_replace_good_data(&self, nr: VolumeNr, new: &Fields) -> bool {
         let old = self.state(nr);
         new.peer == Role::Primary
             && new.pdsk <= Dstate::Failed
             && old.pdsk > Dstate::Failed
-            && matches!(old.disk, Dstate::Outdated | Dstate::Consistent)
+            && old.disk < Dstate::UpToDate
     }
 
     /// Which mutex guards a volume's state: below version 100 all share that of the connection.
