@@ -70,6 +70,8 @@ pub struct Run {
     lines: [usize; 2],
     /// A split brain was found and waits for a decision.
     is_split: bool,
+    /// Who gives its data up then.
+    victim: usize,
     /// Operations by the operator.
     pub repairs: u64,
 }
@@ -129,6 +131,7 @@ impl Run {
             versions: [0; 2],
             lines: [0; 2],
             is_split: false,
+            victim: 1,
             repairs: 0,
         }
     }
@@ -308,7 +311,9 @@ impl Run {
                     self.oracle.forgive(volume, loser);
                 }
             }
-            if text.starts_with("Split-Brain detected but unresolved") {
+            if text.starts_with("Split-Brain detected but unresolved")
+                || text == "State change failed: Multiple primaries not allowed by config"
+            {
                 self.is_split = true;
             }
         }
@@ -685,7 +690,10 @@ impl Run {
 
     fn has_stopped(&mut self, node: usize, power_cut: bool) {
         for id in std::mem::take(&mut self.pending[node]).into_keys() {
-            self.oracle.lose(id);
+            // With two Primaries a write of the dead one may be on its way while the other writes.
+            if !self.setup.net.two_primaries {
+                self.oracle.lose(id);
+            }
         }
         self.scripts[node] = Script::default();
         self.oracle.stopped(node, self.setup.net.protocol == Protocol::C);
@@ -751,6 +759,7 @@ impl Run {
         }
         let end = self.world.now().0 + PATIENCE;
         let mut well = 0;
+        let mut rounds = 0_u32;
         while self.world.now().0 < end {
             self.run_to(self.world.now().0 + 3_000_000)?;
             if self.is_at_rest() {
@@ -760,7 +769,12 @@ impl Run {
                 }
             } else {
                 well = 0;
-                self.repair()?;
+                rounds += 1;
+                if rounds % 60 == 0 && self.is_data_lost() {
+                    self.last_resort()?;
+                } else {
+                    self.repair()?;
+                }
             }
         }
         let mut text = format!("not well again: {}; who waits for what:\n", self.unrest());
@@ -787,6 +801,37 @@ impl Run {
                         && self.world.nodes[node].engine.dirty_bits(volume) == 0
                 })
             })
+    }
+
+    /// Is there a volume of which nobody has good data?
+    fn is_data_lost(&self) -> bool {
+        self.volumes().any(|volume| {
+            (0..2).all(|node| self.state(node, volume).is_some_and(|s| s.disk < Dstate::UpToDate))
+        })
+    }
+
+    /// Both nodes start anew, and what one of them has is declared good.
+    fn last_resort(&mut self) -> Checked {
+        self.world.tell(|| "* last resort".to_owned());
+        for node in 0..2 {
+            if self.world.nodes[node].is_up {
+                self.world.stop(node, false);
+                self.has_stopped(node, false);
+            }
+        }
+        self.boots.clear();
+        for volume in self.volumes() {
+            self.oracle.forgive_all(volume);
+        }
+        self.world.boot(0);
+        self.bring_up(0)?;
+        self.run_until(120_000_000, |run| run.is_script_idle(0))?;
+        let force = |volume| Command::Primary { volume: VolumeNr(volume), force: true };
+        let commands: Vec<Command> = self.volumes().map(force).collect();
+        self.script(0, commands);
+        self.run_until(120_000_000, |run| run.is_script_idle(0))?;
+        self.world.boot(1);
+        self.bring_up(1)
     }
 
     /// What is not at rest.
@@ -850,6 +895,10 @@ impl Run {
                     commands.push(self.attach(node, volume));
                 }
             }
+            if let Some(again) = self.attach_again(node) {
+                self.script(node, again);
+                continue;
+            }
             let conn = self.state(node, 0).map_or(Cstate::StandAlone, |s| s.conn);
             if conn == Cstate::StandAlone {
                 commands.extend(self.reconnect(node));
@@ -865,7 +914,7 @@ impl Run {
     /// After a split brain one node gives its data up.
     fn reconnect(&mut self, node: usize) -> Vec<Command> {
         let mut commands = vec![Command::Disconnect { force: false }];
-        let is_victim = self.is_split && node == 1;
+        let is_victim = self.is_split && node == self.victim;
         if is_victim {
             for volume in self.volumes() {
                 commands.push(Command::Secondary(VolumeNr(volume)));
@@ -873,6 +922,32 @@ impl Run {
         }
         commands.push(self.net(is_victim));
         commands
+    }
+
+    /// A split brain was found by an attach: the data that was to be attached is given up.
+    fn attach_again(&mut self, node: usize) -> Option<Vec<Command>> {
+        let is_refused = |s: &Fields| {
+            matches!(s.disk, Dstate::Diskless | Dstate::Negotiating) && s.conn == Cstate::Connected
+        };
+        let refused: Vec<u16> = self
+            .volumes()
+            .filter(|volume| self.state(node, *volume).as_ref().is_some_and(is_refused))
+            .collect();
+        if !self.is_split || refused.is_empty() {
+            return None;
+        }
+        self.victim = node;
+        let mut commands = Vec::new();
+        for volume in refused {
+            commands.push(Command::Detach { volume: VolumeNr(volume), force: false });
+        }
+        commands.push(Command::Disconnect { force: true });
+        for volume in self.volumes() {
+            commands.push(Command::Secondary(VolumeNr(volume)));
+            commands.push(self.attach(node, volume));
+        }
+        commands.push(self.net(true));
+        Some(commands)
     }
 
     /// Nobody has good data: somebody's is declared good.
@@ -907,6 +982,16 @@ impl Run {
                 || (state.disk >= Dstate::Inconsistent && state.disk < Dstate::UpToDate);
             if is_idle && needs {
                 commands.push(Command::Invalidate(VolumeNr(volume)));
+            }
+            // A Primary does not invalidate itself: a new attach makes it the target.
+            let is_bad = state.conn == Cstate::Connected
+                && state.pdsk == Dstate::UpToDate
+                && state.role == Role::Primary
+                && state.disk >= Dstate::Inconsistent
+                && state.disk < Dstate::UpToDate;
+            if is_bad {
+                commands.push(Command::Detach { volume: VolumeNr(volume), force: false });
+                commands.push(self.attach(node, volume));
             }
             let is_source = state.conn == Cstate::Connected
                 && state.disk == Dstate::UpToDate

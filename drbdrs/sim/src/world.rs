@@ -22,7 +22,7 @@ enum Happening {
     Meta(usize, IoId, VolumeNr, MetaOp, u64),
     Handler(usize, CallId, i32),
     /// The handler that fences the peer runs, and waits for these tickets on the peer.
-    Fence(usize, CallId, Option<Vec<u32>>),
+    Fence(usize, CallId, Option<(u64, Vec<u32>)>),
     Event(usize, Box<Event>),
     /// A message that was taken from a connection reaches the engine.
     Received(usize, Box<Event>),
@@ -559,7 +559,7 @@ impl World {
 
     // ---- fencing ----
 
-    fn fence(&mut self, node: usize, call: CallId, asked: Option<Vec<u32>>) {
+    fn fence(&mut self, node: usize, call: CallId, asked: Option<(u64, Vec<u32>)>) {
         let other = 1 - node;
         let life = self.lives[node];
         let exit = match (self.fence_style, asked) {
@@ -580,11 +580,14 @@ impl World {
                         .into_iter()
                         .map(|nr| self.command(other, Command::Outdate(nr)))
                         .collect();
-                    self.at(10_000, life, Happening::Fence(node, call, Some(tickets)));
+                    let asked = Some((self.now.0, tickets));
+                    self.at(10_000, life, Happening::Fence(node, call, asked));
                     return;
                 }
             }
-            (FenceStyle::Outdate, Some(tickets)) => {
+            // Nobody waits for ever.
+            (FenceStyle::Outdate, Some((since, _))) if since + 10_000_000 < self.now.0 => 1,
+            (FenceStyle::Outdate, Some((since, tickets))) => {
                 if !self.nodes[other].is_up {
                     5
                 } else if tickets.iter().all(|t| self.nodes[other].replies.contains_key(t)) {
@@ -601,7 +604,8 @@ impl World {
                         1
                     }
                 } else {
-                    self.at(10_000, life, Happening::Fence(node, call, Some(tickets)));
+                    let asked = Some((since, tickets));
+                    self.at(10_000, life, Happening::Fence(node, call, asked));
                     return;
                 }
             }

@@ -156,12 +156,19 @@ fn thaw(cx: &Cx, old: &Fields, new: &Fields) {
             let attached = matches!(old.disk, Dstate::Attaching | Dstate::Negotiating)
                 && lowest == Some(Dstate::UpToDate);
             let reconnected = old.conn < Cstate::Connected && all_connected;
+            // The original hangs if good data comes back in another way, as by a resync.
+            let has_data = |s: &Fields| s.disk == Dstate::UpToDate || s.pdsk == Dstate::UpToDate;
+            let regained = !has_data(old)
+                && core
+                    .volumes
+                    .values()
+                    .all(|v| v.state.role != Role::Primary || has_data(&v.state));
             let still = core.volumes.values().any(|v| v.state.susp_nod);
-            if still && (attached || reconnected) {
-                if attached {
-                    core.restart_frozen();
-                } else {
+            if still && (attached || reconnected || regained) {
+                if reconnected {
                     core.resend_frozen();
+                } else {
+                    core.restart_frozen();
                 }
                 let _ = core.set_conn(Wanted::flag(StateWord::SUSP_NOD, false), Opt::HARD);
             }

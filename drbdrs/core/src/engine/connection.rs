@@ -183,7 +183,7 @@ impl Connection {
     }
 
     /// The connection is given up, or about to be.
-    fn is_ending(&self) -> bool {
+    pub(super) fn is_ending(&self) -> bool {
         self.level.is_lost() || self.level == Cstate::Disconnecting
     }
 }

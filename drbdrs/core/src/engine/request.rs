@@ -409,6 +409,14 @@ impl Core {
             if self.state(nr).disk > Dstate::Inconsistent {
                 let _ = self.force(nr, |s| s.disk = Dstate::Inconsistent);
             }
+            if self.state(nr).disk > Dstate::Inconsistent {
+                // The source of a resync can not be Inconsistent: the original stays UpToDate with
+                // a stale block. The peer's requests are refused from here on.
+                let _ = self.force(nr, |s| {
+                    s.conn = Cstate::Connected;
+                    s.disk = Dstate::Inconsistent;
+                });
+            }
             return;
         }
         self.detach_on_error(nr, is_read);
@@ -574,6 +582,15 @@ impl Core {
     /// Frozen requests after the connection came back: what the peer may not have is sent again,
     /// in the old order, with the old epoch numbers. Spec §1.9.
     pub(super) fn resend_frozen(&mut self) {
+        // What only an own disk has that is not good any more would be lost by the resync.
+        let stale = self.log.keys(|r| {
+            r.kind.is_write()
+                && !r.is_completed
+                && matches!(r.progress.remote, Remote::None)
+                && r.progress.is_finished()
+                && self.state(r.volume).disk < Dstate::UpToDate
+        });
+        self.restart(stale);
         self.conn.sent_tokens.clear();
         self.conn.sectors_in_flight = 0;
         for key in self.log.keys(|_| true) {
@@ -596,10 +613,18 @@ impl Core {
     /// Frozen requests after a disk with the right data was attached: those that failed start
     /// again from the top.
     pub(super) fn restart_frozen(&mut self) {
-        let failed = self
-            .log
-            .keys(|r| !r.is_completed && r.progress.is_finished() && !r.progress.is_success());
-        for key in failed.into_iter().rev() {
+        let failed = self.log.keys(|r| {
+            let is_stale = matches!(r.progress.remote, Remote::None)
+                && r.kind.is_write()
+                && self.state(r.volume).disk < Dstate::UpToDate;
+            !r.is_completed && r.progress.is_finished() && (!r.progress.is_success() || is_stale)
+        });
+        self.restart(failed);
+    }
+
+    /// These requests start again from the top, in their order.
+    fn restart(&mut self, keys: alloc::vec::Vec<ReqKey>) {
+        for key in keys.into_iter().rev() {
             let Some(request) = self.log.remove(key) else { continue };
             let nr = request.volume;
             if request.holds_al {
@@ -644,7 +669,19 @@ impl Core {
     /// The end of a suspension, whatever ended it: what waits for nothing else ends (defect 14.12).
     pub(super) fn run_thaw(&mut self) {
         let is_suspended = self.is_suspended();
-        if core::mem::replace(&mut self.was_suspended, is_suspended) && !is_suspended {
+        if !core::mem::replace(&mut self.was_suspended, is_suspended) || is_suspended {
+            return;
+        }
+        if self.volumes.values().any(|v| v.state.conn >= Cstate::Connected) {
+            self.release_withheld();
+            return;
+        }
+        // Nobody will acknowledge what was sent before. A generation that is due comes first.
+        let is_due = |v: &super::volume::Volume| v.marks.uuid_on_thaw && v.has_disk();
+        if self.volumes.values().any(is_due) {
+            self.start(|cx| async move { thaw_alone(&cx).await });
+        } else {
+            self.requests_lost_connection();
             self.release_withheld();
         }
     }
@@ -666,6 +703,26 @@ impl Core {
     pub(super) fn has_pending_writes(&self, nr: VolumeNr) -> bool {
         self.log.iter().any(|(_, r)| r.volume == nr && r.kind.is_write() && r.progress.is_pending())
     }
+}
+
+/// I/O goes on without the peer: a new generation first (defect 14.9).
+async fn thaw_alone(cx: &super::proc::Cx) {
+    for nr in cx.with(|core| core.all_volumes()) {
+        let is_due = cx.with(|core| {
+            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
+        });
+        if is_due {
+            cx.with(|core| core.new_current_uuid(nr));
+            let _ = super::meta::sync(cx, nr).await;
+        }
+    }
+    cx.with(|core| {
+        if core.volumes.values().all(|v| v.state.conn < Cstate::Connected) {
+            core.requests_lost_connection();
+        }
+        core.release_withheld();
+        core.touch();
+    });
 }
 
 /// What a request wants, without its name.

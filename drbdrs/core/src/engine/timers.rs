@@ -24,7 +24,8 @@ impl Core {
             }
         };
         add(self.conn.link.as_ref().and_then(crate::link::Link::next_deadline));
-        if self.conn.is_up {
+        // A connection that is lost already has no deadlines, even if its end takes time.
+        if self.conn.is_up && !self.conn.is_ending() {
             add(self.ping_deadline());
             add(self.request_deadline());
             add(self
@@ -63,7 +64,7 @@ impl Core {
         {
             self.with_link(|link, actions| link.on_timer(now, actions));
         }
-        if self.conn.is_up {
+        if self.conn.is_up && !self.conn.is_ending() {
             self.run_ping();
             self.run_request_timeout();
             self.run_stalls();

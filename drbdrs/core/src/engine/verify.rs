@@ -51,7 +51,8 @@ impl Core {
             let bits = volume.disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
             let Some(run) = volume.resync.verify.take() else { return };
             volume.resync.next_step = None;
-            volume.extents.release_half_way();
+            // An end by the loss of a disk brings no results for what is under way.
+            volume.extents.clear();
             let at = bits.saturating_sub(run.left) * 8;
             volume.resync.verify_resume = if run.left > 0 { at } else { 0 };
             if run.left > 0 {
