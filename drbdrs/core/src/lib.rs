@@ -21,6 +21,7 @@ pub mod interval;
 pub mod link;
 pub mod log_line;
 pub mod peer_write;
+pub mod plant;
 pub mod request;
 pub mod resync;
 pub mod size;

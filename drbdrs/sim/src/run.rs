@@ -770,7 +770,7 @@ impl Run {
             } else {
                 well = 0;
                 rounds += 1;
-                if rounds % 60 == 0 && self.is_data_lost() {
+                if rounds.is_multiple_of(60) && self.is_data_lost() {
                     self.last_resort()?;
                 } else {
                     self.repair()?;

@@ -19,6 +19,7 @@ use crate::config::Protocol;
 use crate::event::{AppOp, AppRequest, IoFailure};
 use crate::ids::AppId;
 use crate::interval::Intervals;
+use crate::plant::{self, Bug};
 use crate::request::log::ReqKey;
 use crate::slab::{Key, Slab};
 use crate::state::facts;
@@ -270,7 +271,7 @@ impl Core {
         }
         volume.app.al_queue = rest;
         let Some(disk) = volume.disk.as_mut() else { return false };
-        let updates = volume.config.al_updates;
+        let updates = volume.config.al_updates && !plant::has(Bug::SkipActivityLog);
         if disk.al.pending() == 0 {
             if volume.app.al_batch.is_empty() {
                 return false;
@@ -469,6 +470,31 @@ impl Core {
         self.volume(nr).is_none_or(|v| v.app.admitted == 0)
     }
 
+    /// Is everything that is under way finished, and only withheld because I/O is suspended? It can
+    /// not be waited for. Its blocks are marked, as far as the peer may lack them.
+    pub(super) fn is_app_frozen(&mut self, nr: VolumeNr) -> bool {
+        if !self.is_suspended() {
+            return false;
+        }
+        let Some(volume) = self.volume(nr) else { return true };
+        let app = &volume.app;
+        let in_log = self.log.iter().filter(|(_, r)| r.volume == nr && !r.is_completed).count();
+        let is_settled = app.admitted as usize == in_log
+            && self.log.iter().all(|(_, r)| r.volume != nr || r.progress.is_finished());
+        if is_settled {
+            let keys =
+                self.log.keys(|r| r.volume == nr && r.kind.is_write() && !r.progress.is_on_both());
+            for key in keys {
+                if let Some(range) = self.log.get(key).map(|r| r.range)
+                    && let Some(volume) = self.volume_mut(nr)
+                {
+                    volume.set_out_of_sync(range);
+                }
+            }
+        }
+        is_settled
+    }
+
     /// A volume ends: what waits for it fails.
     pub(super) fn fail_waiting(&mut self, nr: VolumeNr) {
         while let Some(parked) = self.volume_mut(nr).and_then(|v| v.app.waiting.pop_front()) {
@@ -518,7 +544,7 @@ fn take_extents(volume: &mut super::volume::Volume, parked: &mut Parked) -> Take
 
 /// Is the extent closed for writes by a resync?
 fn is_closed(volume: &super::volume::Volume, extent: u64) -> bool {
-    volume.extents.is_closed_for_writes(Core::al_extent(extent))
+    volume.extents.is_closed_for_writes(Core::al_extent(extent)) && !plant::has(Bug::IgnoreLocks)
 }
 
 impl AppOp {

@@ -12,6 +12,7 @@ use alloc::format;
 
 use crate::bitmap::Bitmap;
 use crate::log_line::Severity;
+use crate::plant::{self, Bug};
 
 use super::change::Opt;
 use super::proc::Cx;
@@ -27,7 +28,7 @@ pub(super) async fn send_as_source(cx: &Cx, nr: VolumeNr) {
     cx.with(|core| core.hold_io(nr));
     cx.until(move |core| {
         let is_over = core.state(nr).conn != Cstate::WFBitMapS;
-        (is_over || core.is_app_idle(nr)).then_some(())
+        (is_over || core.is_app_idle(nr) || core.is_app_frozen(nr)).then_some(())
     })
     .await;
     if cx.with(|core| core.state(nr).conn == Cstate::WFBitMapS) {
@@ -152,7 +153,9 @@ impl Core {
         let bitmap = &mut disk.bitmap;
         if is_coded {
             let at = decode_runs(body, position, bits, |run| {
-                bitmap.set(run);
+                if !plant::has(Bug::IgnorePeerBits) {
+                    bitmap.set(run);
+                }
             });
             let at = at.map_err(|e| format!("{e}"))?;
             let is_complete = at >= bits;
@@ -166,7 +169,9 @@ impl Core {
             return Ok(true);
         }
         let at = decode_plain(body, position, bits, chunk, |bit, word| {
-            bitmap.or_word(bit / 64, word);
+            if !plant::has(Bug::IgnorePeerBits) {
+                bitmap.or_word(bit / 64, word);
+            }
         });
         let at = at.map_err(|e| format!("{e}"))?;
         // Behind the last plain packet comes an empty one.

@@ -10,6 +10,7 @@ use crate::action;
 use crate::generation::compare::{Correction, Extent, Link, Side};
 use crate::generation::decide::{Decision, Handler, Handshake, Outcome, Step, decide};
 use crate::log_line::Severity;
+use crate::plant::{self, Bug};
 
 use super::change::{Done, Opt};
 use super::proc::Cx;
@@ -273,7 +274,12 @@ async fn decide_and_prepare(
             }
         }
     }
-    let (conn, extent) = match decision.outcome {
+    let outcome = match decision.outcome {
+        Outcome::Source(extent) if plant::has(Bug::WrongDirection) => Outcome::Target(extent),
+        Outcome::Target(extent) if plant::has(Bug::WrongDirection) => Outcome::Source(extent),
+        outcome => outcome,
+    };
+    let (conn, extent) = match outcome {
         Outcome::Failed => return None,
         Outcome::Connected => return Some(Cstate::Connected),
         Outcome::Source(extent) => (Cstate::WFBitMapS, extent),

@@ -24,6 +24,7 @@ use crate::ids::BufId;
 use crate::interval::Intervals;
 use crate::log_line::Severity;
 use crate::peer_write::epochs::{BarrierNr, EpochId};
+use crate::plant::{self, Bug};
 use crate::slab::{Key, Slab};
 
 use super::Core;
@@ -148,6 +149,11 @@ impl Core {
         if wants_recv_ack {
             self.send_ack(nr, AckKind::RecvAck, block.sector, block.id, size);
         }
+        let is_early = wants_write_ack && plant::has(Bug::AcknowledgeEarly);
+        if is_early {
+            self.send_ack(nr, AckKind::WriteAck, block.sector, block.id, size);
+        }
+        let wants_write_ack = wants_write_ack && !is_early;
         let has_two = self.conn.has_two_primaries();
         if !has_two {
             self.note_seq(nr, block.seq);
@@ -279,6 +285,9 @@ impl Core {
             self.send_ack(nr, AckKind::NegAck, sector, BlockId::SYNCER, size);
             self.resync_request_done(nr, range, true);
             return true;
+        }
+        if plant::has(Bug::ClearTooSoon) {
+            self.clear_bits(nr, range);
         }
         let now = self.now;
         let order = self.next_order();
@@ -519,7 +528,7 @@ impl Core {
         if write.is_in_tree {
             volume.app.tree.remove(write.range, Writer::Peer(key));
         }
-        let ok = write.result.is_ok();
+        let ok = write.result.is_ok() || plant::has(Bug::HideWriteError);
         let is_connected = conn >= Cstate::Connected && !write.is_orphan;
         match write.epoch {
             None => {
@@ -605,7 +614,7 @@ impl Core {
             self.volumes.values().filter(|v| v.has_disk()).map(|v| v.nr).collect();
         self.conn.epoch_flushes = with_disk.len();
         self.conn.epoch_flush_failed = false;
-        if with_disk.is_empty() {
+        if with_disk.is_empty() || plant::has(Bug::SkipFlush) {
             self.peer_epochs.flushed(round, true);
             return;
         }

@@ -17,6 +17,7 @@ use crate::action::{Action, AppError, DiskOp, SendData};
 use crate::config::{OnIoError, Protocol, ReadBalancing};
 use crate::event::{AppOp, IoFailure};
 use crate::log_line::Severity;
+use crate::plant::{self, Bug};
 use crate::request::log::ReqKey;
 use crate::request::progress::{Happened, Local, Progress, Remote};
 use crate::request::{Kind, Request};
@@ -95,6 +96,9 @@ impl Core {
 
     /// Does a write that is not completed yet touch the range?
     fn is_written_now(&self, nr: VolumeNr, range: SectorRange) -> bool {
+        if plant::has(Bug::MixOverlapping) {
+            return false;
+        }
         let Some(volume) = self.volume(nr) else { return false };
         volume.app.tree.overlapping(range).any(|(_, writer)| match writer {
             Writer::Own(key) => self.log.get(key).is_some_and(|r| !r.is_completed),
@@ -165,7 +169,7 @@ impl Core {
         let local = match (state.disk, &volume.disk) {
             (Dstate::UpToDate, Some(_)) => true,
             (Dstate::Inconsistent, Some(disk)) => {
-                disk.bitmap.count_in(bits.start.0..bits.end.0) == 0
+                disk.bitmap.count_in(bits.start.0..bits.end.0) == 0 || plant::has(Bug::ReadStale)
             }
             _ => false,
         };
@@ -303,6 +307,9 @@ impl Core {
     }
 
     fn send_barrier(&mut self, number: u32) {
+        if plant::has(Bug::ForgetBarrier) {
+            return;
+        }
         self.conn.barrier_sent_at = Some(self.now);
         self.send(VolumeNr(0), Packet::Barrier(BarrierId::from_number(number)));
     }
@@ -467,8 +474,15 @@ impl Core {
         if request.kind.is_write() && request.epoch == self.log.open_epoch() {
             self.close_epoch();
         }
+        if plant::has(Bug::DropReferencesEarly) && request.holds_al {
+            self.put_extents(nr, request.range, u32::MAX);
+        }
         if let Some(request) = self.log.get_mut(key) {
             request.is_completed = true;
+            request.holds_al &= !plant::has(Bug::DropReferencesEarly);
+        }
+        if plant::has(Bug::CompleteTwice) && request.kind.is_write() {
+            self.out.push(Action::CompleteApp { id: request.app, result: Ok(()), data: None });
         }
         if let Some(volume) = self.volume_mut(nr) {
             volume.app.admitted = volume.app.admitted.saturating_sub(1);
@@ -508,7 +522,7 @@ impl Core {
             volume.app.tree.remove(request.range, Writer::Own(key));
         }
         if request.kind.is_write() {
-            if !request.progress.is_on_both() {
+            if !request.progress.is_on_both() && !plant::has(Bug::ForgetToMark) {
                 volume.set_out_of_sync(request.range);
             } else if request.progress.is_in_sync_on_peer() {
                 self.clear_bits(nr, request.range);
@@ -517,7 +531,9 @@ impl Core {
         if request.holds_al {
             self.put_extents(nr, request.range, u32::MAX);
         }
-        if let Kind::Write(buf, _) = request.kind {
+        if let Kind::Write(buf, _) = request.kind
+            && !plant::has(Bug::LeakBuffer)
+        {
             self.free(buf);
         }
     }
@@ -668,6 +684,9 @@ impl Core {
 
     /// The end of a suspension, whatever ended it: what waits for nothing else ends (defect 14.12).
     pub(super) fn run_thaw(&mut self) {
+        if plant::has(Bug::NeverThaw) {
+            return;
+        }
         let is_suspended = self.is_suspended();
         if !core::mem::replace(&mut self.was_suspended, is_suspended) || is_suspended {
             return;

@@ -14,6 +14,7 @@ use crate::action::{DigestUse, DiskOp, Handler};
 use crate::config::ResyncConfig;
 use crate::event::{DiskAnswer, IoFailure};
 use crate::log_line::Severity;
+use crate::plant::{self, Bug};
 use crate::resync::controller::Controller;
 use crate::resync::extents::TryLock;
 use crate::resync::progress::{ChecksumLine, DoneLine, Progress, Run, left_to_sync};
@@ -678,7 +679,11 @@ impl Core {
     pub(super) fn clear_bits(&mut self, nr: VolumeNr, range: SectorRange) {
         let now = self.now;
         let Some(volume) = self.volume_mut(nr) else { return };
-        let covered = range.bits_covered(volume.size);
+        let covered = if plant::has(Bug::ClearPartly) {
+            range.bits_touched()
+        } else {
+            range.bits_covered(volume.size)
+        };
         let Some(disk) = volume.disk.as_mut() else { return };
         let cleared = disk.bitmap.clear(covered.start.0..covered.end.0);
         if cleared == 0 {
