@@ -20,7 +20,7 @@ use crate::size::{self, Attach, Quantities};
 use crate::state::facts;
 
 use super::change::{Changed, Done, Opt, Wanted, request, settled};
-use super::io::meta as meta_op;
+use super::io::{flush_data, meta as meta_op};
 use super::proc::Cx;
 use super::volume::Disk;
 use super::{Core, call_handler, meta, resize};
@@ -134,6 +134,8 @@ async fn take_disk(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Result<(), Refu
     // In use from here on: stable before the first transaction or data write.
     meta::sync(cx, nr).await.map_err(|_| Failure::MetaIo)?;
     let change = resize::set_size(cx, nr, &resize::How::ATTACH).await?;
+    // What an earlier process of this node wrote may still be in a volatile cache.
+    flush_data(cx, nr).await;
     read_bitmap(cx, nr, change).await?;
     finish_attach(cx, nr).await
 }
@@ -330,6 +332,13 @@ async fn load_pages(cx: &Cx, nr: VolumeNr) -> Result<(), Refused> {
             disk.bitmap = Bitmap::new(disk.bitmap_size);
             (disk.layout.bitmap, disk.bitmap.pages())
         })
+    });
+    cx.with(|core| {
+        // Pages of zeroes are not even told: nothing of what the new size brought may stay. New
+        // blocks are on disk already.
+        if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
+            disk.bitmap = Bitmap::new(disk.bitmap_size);
+        }
     });
     let mut page = 0;
     while page < pages {

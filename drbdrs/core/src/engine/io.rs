@@ -93,7 +93,10 @@ impl Core {
             Purpose::ResyncFlush => self.on_resync_flush(nr, result.map(|_| ())),
             Purpose::Serve(key) => self.on_serve_io(nr, key, result),
             Purpose::OwnBlock(key) => self.on_own_block(nr, key, result),
-            Purpose::Procedure | Purpose::Page(_) | Purpose::Pages(..) | Purpose::AlBlock => {}
+            Purpose::Procedure => {
+                self.answers.insert(io.0, result.map(|_| MetaAnswer::Done));
+            }
+            Purpose::Page(_) | Purpose::Pages(..) | Purpose::AlBlock => {}
         }
     }
 
@@ -136,4 +139,18 @@ impl Core {
 pub(super) async fn meta(cx: &Cx, nr: VolumeNr, op: MetaOp) -> Result<MetaAnswer, IoFailure> {
     let io = cx.with(|core| core.meta_io(nr, op, Purpose::Procedure));
     cx.until(move |core| core.answers.remove(&io.0)).await
+}
+
+/// Flushes the data disk, for procedures: what is only in a volatile cache of this node while the
+/// peer has it on its medium would be missed by nobody after a power cut.
+pub(super) async fn flush_data(cx: &Cx, nr: VolumeNr) {
+    let io = cx.with(|core| {
+        let has_disk = core.volume(nr).is_some_and(|v| v.disk.is_some());
+        has_disk.then(|| core.disk_io(nr, DiskOp::Flush, Purpose::Procedure))
+    });
+    let Some(io) = io else { return };
+    let failed = cx.until(move |core| core.answers.remove(&io.0)).await.is_err();
+    if failed {
+        cx.with(|core| core.on_data_error(nr, false));
+    }
 }

@@ -20,7 +20,13 @@ pub(super) async fn set_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> 
     }
     cx.with(|core| core.hold_io(nr));
     let result = match drain(cx, nr).await {
-        Ok(()) => change_role(cx, nr, role, force).await,
+        Ok(()) => {
+            // From here on a crash does not look at the activity log any more.
+            if cx.with(|core| core.volume(nr).is_some_and(|v| v.has_disk())) {
+                super::io::flush_data(cx, nr).await;
+            }
+            change_role(cx, nr, role, force).await
+        }
         Err(refusal) => Err(refusal),
     };
     cx.with(|core| {

@@ -1,0 +1,43 @@
+//! Many short runs, and those that once found a bug of the engine.
+
+use drbd_sim::scenario::Scenario;
+use drbd_sim::shrink::judge;
+
+fn is_fine(seed: u64) {
+    let violation = judge(&Scenario::new(seed), false).violation;
+    assert_eq!(violation, None, "seed {seed}; `cargo sim --start {seed} --seeds 1` tells more");
+}
+
+/// `SIM_SEEDS`: how many.
+#[test]
+fn nothing_goes_wrong() {
+    let given = std::env::var("SIM_SEEDS").ok().and_then(|text| text.parse().ok());
+    for seed in 0..given.unwrap_or(60) {
+        is_fine(seed);
+    }
+}
+
+macro_rules! found_by {
+    ($($name:ident: $seed:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            is_fine($seed);
+        })*
+    };
+}
+
+found_by! {
+    remote_reads_end_with_a_suspension: 5;
+    a_lost_connection_has_no_deadlines: 21;
+    references_end_with_their_disk: 37;
+    what_an_earlier_process_wrote_is_flushed_at_attach: 38;
+    no_ack_no_cleared_bits: 73;
+    suspended_writes_of_a_bad_disk_start_again: 110;
+    a_source_leaves_a_resync_with_failed_blocks: 118;
+    resume_io_makes_every_generation: 145;
+    demotion_waits_for_the_peer: 182;
+    old_writes_of_a_lost_primary_are_dropped: 183;
+    a_source_with_a_stale_block_is_not_up_to_date: 264;
+    demotion_flushes_the_own_disk: 416;
+    sent_before_the_loss_is_not_waited_for: 535;
+}
