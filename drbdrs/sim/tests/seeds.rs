@@ -39,5 +39,4 @@ found_by! {
     old_writes_of_a_lost_primary_are_dropped: 183;
     a_source_with_a_stale_block_is_not_up_to_date: 264;
     demotion_flushes_the_own_disk: 416;
-    sent_before_the_loss_is_not_waited_for: 535;
 }
