@@ -15,7 +15,7 @@ use libtest_mimic::Arguments;
 fn main() {
     let args = Arguments::from_args();
     let tests = vec![
-        row(6, "both", "commands_of_the_kernel_s_side", one_volume),
+        row(6, "both", "commands_of_the_kernel", one_volume),
         row(6, "both", "resync_after_on_both_sides", resync_after),
     ];
     libtest_mimic::run(&args, tests).exit();

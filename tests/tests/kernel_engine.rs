@@ -33,8 +33,9 @@ fn main() {
 }
 
 fn we_are_primary() -> Result<()> {
+    let mut both = Both::boot(fresh_image(b'x')?)?;
     for protocol in [Protocol::C, Protocol::B, Protocol::A] {
-        let mut both = Both::boot(fresh_image(b'x')?)?;
+        both.restart(fresh_image(b'x')?);
         both.up(protocol)?;
         both.own.ok(Command::Primary { volume: VOLUME, force: true })?;
         both.in_sync()?;
@@ -56,6 +57,7 @@ fn we_are_primary() -> Result<()> {
         both.compare()?;
         both.own.ok(Command::Disconnect { force: false })?;
         both.kernel.guest.wait_for("! grep -q 'cs:Connected' /proc/drbd", LONG)?;
+        both.kernel.guest.ok("drbdadm down r0")?;
     }
     Ok(())
 }
