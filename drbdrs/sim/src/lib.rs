@@ -15,6 +15,7 @@
 
 pub mod chance;
 pub mod disk;
+pub mod fuzz;
 pub mod meta;
 pub mod net;
 pub mod node;

@@ -141,6 +141,11 @@ fn render_everything(snapshot: &Snapshot) {
     }
 }
 
+/// The engine: a hostile peer, failing disks, a restless administrator.
+pub fn engine(data: &[u8]) {
+    drbd_sim::fuzz::engine(data);
+}
+
 /// The negotiation of the NBD server, in pieces of any length (the first byte).
 pub fn nbd_handshake(data: &[u8]) {
     drbdrs::front::nbd::handshake::fuzz(data);

@@ -7,10 +7,11 @@ fn corpora_and_regressions_hold() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let fuzz = here.ancestors().nth(2).unwrap().join("fuzz");
     type Body = fn(&[u8]);
-    let targets: [(&str, Body); 6] = [
+    let targets: [(&str, Body); 7] = [
         ("admin", drbdrs_fuzz_bodies::admin),
         ("bitmap_rle", drbdrs_fuzz_bodies::bitmap_rle),
         ("conf_parse", drbdrs_fuzz_bodies::conf_parse),
+        ("engine", drbdrs_fuzz_bodies::engine),
         ("meta_data", drbdrs_fuzz_bodies::meta_data),
         ("nbd_handshake", drbdrs_fuzz_bodies::nbd_handshake),
         ("packets", drbdrs_fuzz_bodies::packets),

@@ -333,13 +333,6 @@ async fn load_pages(cx: &Cx, nr: VolumeNr) -> Result<(), Refused> {
             (disk.layout.bitmap, disk.bitmap.pages())
         })
     });
-    cx.with(|core| {
-        // Pages of zeroes are not even told: nothing of what the new size brought may stay. New
-        // blocks are on disk already.
-        if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
-            disk.bitmap = Bitmap::new(disk.bitmap_size);
-        }
-    });
     let mut page = 0;
     while page < pages {
         let blocks = PAGES_PER_READ.min(pages - page);

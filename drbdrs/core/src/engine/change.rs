@@ -421,12 +421,27 @@ impl Core {
         }
         let (mask, val) = cluster::from_peer(mask, val);
         let wanted = Wanted { mask, val };
-        let result = if is_connection {
+        let asked = self.wanted_level(wanted);
+        let result = if is_connection
+            && !matches!(asked, Cstate::Disconnecting | Cstate::TearDown)
+            && asked != self.conn.level
+        {
+            // Only the end of the connection is the peer's to ask for.
+            Err(Refusal::NotSupported)
+        } else if is_connection {
             let opt = Opt { local_only: true, ignore_outdate_failure: true, ..Opt::VERBOSE };
             self.set_conn(wanted, opt)
         } else {
             match cluster::apply(self.state(nr), mask, val) {
                 Ok(new) if self.would_replace_good_data(nr, &new) => Err(Refusal::NoUpToDateDisk),
+                // A volume does not leave the connection alone, or nothing could end that any more.
+                Ok(new)
+                    if new.role == Role::Unknown
+                        || (new.conn < Cstate::WFReportParams
+                            && new.conn != self.state(nr).conn) =>
+                {
+                    Err(Refusal::NotSupported)
+                }
                 Ok(new) => self.set_state(nr, new, Opt::VERBOSE),
                 Err(_) => Err(Refusal::NotSupported),
             }

@@ -289,3 +289,30 @@ fn the_peer_may_lose_its_disk() {
     write(&mut script, 8);
     assert!(script.is_up);
 }
+
+/// It would stay behind when the connection ends, which then could not end.
+#[test]
+fn a_volume_is_not_taken_out_of_the_connection() {
+    for conn_number in 0..9_u32 {
+        let mut script = connected();
+        script.is_reachable = false;
+        let (mask, val) = (StateWord(0x1f0), StateWord(conn_number << 4));
+        script.peer(Stream::Data, 0, Packet::StateChgReq(mask, val), 0);
+        let sent = sent(&mut script);
+        assert!(matches!(sent[..], [Packet::StateChgReply(code)] if code < 1), "{sent:?}");
+        script.lose(Stream::Data, StreamLoss::Reset);
+        assert_eq!(conn(&script), Cstate::WFConnection);
+    }
+}
+
+#[test]
+fn a_connection_is_not_put_into_another_state() {
+    for number in (0..32_u32).filter(|n| *n != 1) {
+        let mut script = connected();
+        script.is_reachable = false;
+        let (mask, val) = (StateWord(0x1f0), StateWord(number << 4));
+        script.peer(Stream::Data, 0, Packet::ConnStChgReq(mask, val), 0);
+        script.lose(Stream::Data, StreamLoss::Reset);
+        assert_eq!(conn(&script), Cstate::WFConnection, "{number}: {:#?}", script.engine.waits());
+    }
+}
