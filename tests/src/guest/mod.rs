@@ -386,7 +386,11 @@ impl Guest {
     /// # Errors
     /// The guest is gone.
     pub fn proc_drbd(&self) -> Result<String> {
-        self.ok("cat /proc/drbd")
+        let script = "cat /proc/drbd";
+        // Rarely a control connection stalls on a busy host; asking again does no harm here.
+        let output = self.run_for(script, DEADLINE / 4).or_else(|_| self.run(script))?;
+        ensure!(output.status == 0, "exit status {} of: {script}\n{}", output.status, output.out);
+        Ok(output.out)
     }
 
     /// The kernel's log, everything that is still in its buffer.
