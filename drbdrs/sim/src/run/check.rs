@@ -1,0 +1,280 @@
+//! What is watched after every step: the oracle, and the invariants of spec
+//! `io-path-and-resync.md`, section 13.
+
+use drbd_core::action::AppError;
+use drbd_core::config::{Fencing, Protocol};
+use drbd_types::{Cstate, Dstate, Fields, Role};
+
+use super::{Checked, Pending, Run, broken};
+use crate::node::AppResult;
+use crate::oracle::End;
+use crate::world::range;
+
+impl Run {
+    pub(super) fn audit(&self) -> Checked {
+        for node in 0..2 {
+            if let Some(text) = self.world.nodes[node].engine.audit().first() {
+                return broken("audit", format!("node {node}: {text}"));
+            }
+        }
+        for volume in self.volumes() {
+            self.check_covered(volume)?;
+        }
+        Ok(())
+    }
+
+    /// Invariant 14: blocks that differ are marked, or being written, or in the activity log.
+    pub(super) fn check_covered(&self, volume: u16) -> Checked {
+        let [a, b] = &self.world.nodes;
+        let (Some(x), Some(y)) = (self.state(0, volume), self.state(1, volume)) else {
+            return Ok(());
+        };
+        if x.disk < Dstate::Inconsistent || y.disk < Dstate::Inconsistent {
+            return Ok(());
+        }
+        let (Some(left), Some(right)) = (a.disks.get(&volume), b.disks.get(&volume)) else {
+            return Ok(());
+        };
+        for sector in left.differing(right) {
+            let bit = sector / 8;
+            let is_marked =
+                [a, b].iter().any(|node| node.engine.is_dirty(volume, bit) == Some(true));
+            let extent = u32::try_from(sector >> 13).unwrap_or(0);
+            let is_hot = [(a, &x), (b, &y)].iter().any(|(node, state)| {
+                let keeps_log = state.role == Role::Primary || state.peer == Role::Primary;
+                keeps_log && node.engine.is_hot(volume, extent)
+            });
+            let block = range(sector / 8 * 8, 8);
+            let is_written = [a, b].iter().any(|n| n.engine.is_being_written(volume, block));
+            if !is_marked && !is_hot && !is_written {
+                return broken(
+                    "uncovered",
+                    format!(
+                        "volume {volume} sector {sector} differs ({} and {}) and nobody knows (14)",
+                        left.sector(sector),
+                        right.sector(sector)
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    // ---- states ----
+
+    pub(super) fn read_log(&mut self, node: usize) {
+        let texts: Vec<String> = self.world.nodes[node].log
+            [self.lines[node].min(self.world.nodes[node].log.len())..]
+            .iter()
+            .map(|line| line.text.clone())
+            .collect();
+        self.lines[node] = self.world.nodes[node].log.len();
+        for text in texts {
+            if text.starts_with("Split-Brain detected") && text.contains("solved. Sync from") {
+                let loser = if text.contains("Sync from peer") { node } else { 1 - node };
+                for volume in self.volumes() {
+                    self.oracle.forgive(volume, loser);
+                }
+            }
+            if text.starts_with("Split-Brain detected but unresolved")
+                || text == "State change failed: Multiple primaries not allowed by config"
+            {
+                self.is_split = true;
+            }
+        }
+    }
+
+    /// A state has changed.
+    pub(super) fn look(&mut self, node: usize) -> Checked {
+        for volume in self.volumes() {
+            let at = usize::from(volume);
+            let was = self.seen[node][at];
+            let is = self.state(node, volume);
+            if was == is {
+                continue;
+            }
+            self.seen[node][at] = is;
+            let Some(is) = is else { continue };
+            self.check_state(node, volume, &is)?;
+            // A disk with errors counts as worthless when another one is good, even if it was the
+            // only one with the newest data.
+            let fails = was.is_some_and(|was| was.disk == Dstate::UpToDate)
+                && is.disk == Dstate::Inconsistent
+                && !matches!(is.conn, Cstate::WFBitMapT | Cstate::WFSyncUUID | Cstate::SyncTarget);
+            if fails {
+                self.oracle.forgive(volume, node);
+            }
+            self.check_covered(volume)?;
+            let is_good = |s: &Fields| {
+                s.disk == Dstate::UpToDate
+                    && s.pdsk == Dstate::UpToDate
+                    && s.conn >= Cstate::Connected
+            };
+            if is_good(&is) && !was.as_ref().is_some_and(is_good) {
+                self.became_equal(node, volume)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Both disks are UpToDate and connected, says this node: it must have everything (34).
+    pub(super) fn became_equal(&mut self, node: usize, volume: u16) -> Checked {
+        let other = 1 - node;
+        let other_is_good = self
+            .state(other, volume)
+            .is_some_and(|s| s.disk == Dstate::UpToDate && s.conn >= Cstate::Connected);
+        if !other_is_good || self.setup.net.protocol != Protocol::C {
+            return Ok(());
+        }
+        for at in [node, other] {
+            self.check_disk(at, volume, [true; 2], "lost")?;
+        }
+        self.oracle.merged(volume);
+        Ok(())
+    }
+
+    /// Everything on a disk is what it may be.
+    pub(super) fn check_disk(
+        &mut self,
+        node: usize,
+        volume: u16,
+        nodes: [bool; 2],
+        kind: &'static str,
+    ) -> Checked {
+        let now = self.oracle.tick();
+        let Some(disk) = self.world.nodes[node].disks.get(&volume) else { return Ok(()) };
+        for sector in self.oracle.known_sectors(volume) {
+            let legal = self.oracle.is_legal(volume, sector, disk.sector(sector), nodes, now, true);
+            if let Err(text) = legal {
+                return broken(kind, format!("on the disk of node {node}: {text}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_state(&self, node: usize, volume: u16, is: &Fields) -> Checked {
+        let are_two = is.role == Role::Primary && is.peer == Role::Primary;
+        if are_two && !self.setup.net.two_primaries && is.conn >= Cstate::Connected {
+            return broken("two", format!("node {node} volume {volume}: two Primaries: {is:?}"));
+        }
+        Ok(())
+    }
+
+    // ---- requests ----
+
+    /// Who answers for what a node reads now.
+    pub(super) fn responsible(&self, node: usize, volume: u16) -> [bool; 2] {
+        let mut nodes = [false; 2];
+        let Some(state) = self.state(node, volume) else { return nodes };
+        if state.disk == Dstate::UpToDate {
+            nodes[node] = true;
+        } else {
+            nodes[1 - node] = true;
+        }
+        nodes
+    }
+
+    pub(super) fn completed(&mut self, node: usize, id: u64, result: AppResult) -> Checked {
+        let Some((volume, pending)) = self.pending[node].remove(&id) else {
+            return broken("twice", format!("node {node}: request {id} completed twice (1)"));
+        };
+        let Some(state) = self.state(node, volume) else { return Ok(()) };
+        match pending {
+            Pending::Write => self.write_completed(node, volume, id, &result, &state),
+            Pending::Read { volume, start, since, nodes } => {
+                let Ok(Some(data)) = result else {
+                    return self.check_failure(node, volume, &result, &state);
+                };
+                let now = self.responsible(node, volume);
+                for (sector, tag) in (start..).zip(data) {
+                    let legal =
+                        |nodes| self.oracle.is_legal(volume, sector, tag, nodes, since, false);
+                    if let Err(text) = legal(nodes).or_else(|_| legal(now)) {
+                        return broken("read", format!("node {node} read {id}: {text} (2)"));
+                    }
+                }
+                Ok(())
+            }
+            Pending::Flush { volume, since } => {
+                if result.is_ok() {
+                    let on_both = self.setup.net.protocol == Protocol::C
+                        && state.pdsk == Dstate::UpToDate
+                        && state.conn >= Cstate::Connected;
+                    self.oracle.flushed(volume, node, since, on_both);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn write_completed(
+        &mut self,
+        node: usize,
+        volume: u16,
+        id: u64,
+        result: &AppResult,
+        state: &Fields,
+    ) -> Checked {
+        let other = 1 - node;
+        let their = self.state(other, volume);
+        let is_mirrored = state.pdsk == Dstate::UpToDate && state.conn >= Cstate::Connected;
+        let mut obliged = [false; 2];
+        obliged[node] = state.disk == Dstate::UpToDate;
+        let mut is_lossy = false;
+        if is_mirrored {
+            match self.setup.net.protocol {
+                Protocol::C => match their {
+                    Some(their) => obliged[other] = their.disk == Dstate::UpToDate,
+                    // It was there when it acknowledged.
+                    None => is_lossy = true,
+                },
+                Protocol::A | Protocol::B => is_lossy = !obliged[node] || their.is_none(),
+            }
+        }
+        self.oracle.end(id, End { is_ok: result.is_ok(), obliged, is_lossy, durable: [false; 2] });
+        let fencing = self.setup.disk[node].fencing;
+        let is_unfenced =
+            state.conn < Cstate::Connected && state.pdsk == Dstate::DUnknown && state.susp_fen;
+        if fencing == Fencing::ResourceAndStonith && is_unfenced && result.is_ok() {
+            return broken(
+                "unfenced",
+                format!("node {node}: write {id} completed while the peer is not fenced (30)"),
+            );
+        }
+        self.check_failure(node, volume, result, state)
+    }
+
+    /// A request fails only if no good data is reachable (1, 50).
+    pub(super) fn check_failure(
+        &self,
+        node: usize,
+        volume: u16,
+        result: &AppResult,
+        state: &Fields,
+    ) -> Checked {
+        if *result != Err(AppError::Io) {
+            return Ok(());
+        }
+        let their = self.state(1 - node, volume);
+        let is_reachable = |s: &Fields| {
+            s.conn == Cstate::Connected && s.pdsk == Dstate::UpToDate && s.disk == Dstate::UpToDate
+        };
+        if is_reachable(state) && their.as_ref().is_some_and(is_reachable) {
+            return broken(
+                "failed",
+                format!(
+                    "node {node} volume {volume}: a request failed while all is well: {state:?}"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// A node that serves applications; this one, if both do.
+    pub(super) fn primary(&self, node: usize, volume: u16) -> Option<usize> {
+        [node, 1 - node].into_iter().find(|at| {
+            let node = &self.world.nodes[*at];
+            node.is_up && node.offers.get(&volume).is_some_and(|offer| offer.is_primary)
+        })
+    }
+}
