@@ -289,6 +289,11 @@ pub static OPTIONS: &[OptionSpec] = table! {
     Proxy plain "ping-timeout" Text { max: 255 }, Backend, "ping time-out of the proxy";
 };
 
+/// An option of 8.3 that files may still have, beside the table: it is shown and handed to
+/// `attach`, which ignores it. Spec §5.2.
+pub static USE_BMBV: OptionSpec =
+    row(Section::Disk, "use-bmbv", Bool { default: false }, Checked::Parser, "no effect");
+
 /// Options that exist only on command lines. Spec §5.6.
 pub static COMMAND_OPTIONS: &[OptionSpec] = table! {
     Command plain "force" Bool { default: false }, Backend, "do it in spite of the danger";

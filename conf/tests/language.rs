@@ -237,6 +237,52 @@ fn two_node_files_of_version_9_are_read_and_others_refused() {
     }
 }
 
+/// The first line is the original's, which tools know; the second one says why.
+#[test]
+fn what_version_9_alone_can_do_is_refused_and_what_asks_for_nothing_is_accepted() {
+    let options = "t.conf:1: Parse error: 'an option keyword' expected,\n\tbut got ";
+    let statements = "t.conf:1: Parse error: 'protocol | on | disk | net | syncer | startup | handlers | \
+                      ignore-on | stacked-on-top-of' expected,\n\tbut got ";
+    for (text, first, construct) in [
+        ("options { quorum majority; }", options, "quorum majority"),
+        ("options { quorum 2; on-no-quorum io-error; }", options, "quorum 2"),
+        ("options { auto-promote; }", options, "auto-promote yes"),
+        ("net { transport rdma; }", options, "transport rdma"),
+        ("disk { bitmap no; }", options, "bitmap"),
+        ("template-file x;", statements, "template-file"),
+    ] {
+        let loaded = parse(format!("resource r {{ {text} }}").as_bytes(), false);
+        assert_eq!(loaded.exit, Some(10), "{text}");
+        let said = loaded.diagnostics.items[0].text.to_string();
+        assert!(said.starts_with(first), "{text}: {said}");
+        let why = format!("\nt.conf:1: '{construct}' belongs to DRBD 9 and is not supported\n");
+        assert!(said.ends_with(&why), "{text}: {said}");
+    }
+    for text in [
+        "resource r { options { quorum off; auto-promote no; on-no-quorum io-error; } }",
+        "resource r { net { transport tcp; } handlers { quorum-lost x; } }",
+        "require-drbd-module-version-ge 9.0.16; resource r { }",
+        "resource r { require-drbd-module-version-lt 9.10.0; }",
+    ] {
+        let loaded = parse(text.as_bytes(), false);
+        assert!(loaded.exit.is_none() && loaded.diagnostics.items.is_empty(), "{text}: {loaded:?}");
+    }
+    for version in ["9.0", "9", "9.0.x", "9.0.0.0", "{"] {
+        let text = format!("require-drbd-module-version-ge {version}; resource r {{ }}");
+        assert_eq!(parse(text.as_bytes(), false).exit, Some(10), "{version}");
+    }
+}
+
+#[test]
+fn use_bmbv_is_shown_but_stands_for_nothing() {
+    let loaded = parse(b"resource r { disk { use-bmbv; } }", false);
+    let resource = &loaded.config.resources[0];
+    let value = resource.disk.items[0].value.as_ref().unwrap();
+    assert_eq!((loaded.exit, value.as_slice()), (None, &b"yes"[..]));
+    let rows = effective::section(options::Section::Disk, &resource.disk);
+    assert!(rows.iter().all(|row| row.origin == effective::Origin::Default));
+}
+
 /// Words of the language, for inputs that get deep into the parser.
 fn words() -> impl Strategy<Value = Vec<u8>> {
     let word = prop_oneof![

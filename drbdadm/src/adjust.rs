@@ -133,7 +133,7 @@ fn net_options(app: &App, resource: &Resource, ends: &Ends) -> Job {
 }
 
 fn is_attach_only(spec: &OptionSpec) -> bool {
-    matches!(spec.name, "size" | "max-bio-bvecs")
+    matches!(spec.name, "size" | "max-bio-bvecs" | "use-bmbv")
 }
 
 /// What a volume needs.

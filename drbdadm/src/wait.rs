@@ -17,6 +17,9 @@ use crate::{host, print};
 /// Waits for all resources of the selected kind. Always 0.
 pub fn wait_con_int(app: &App) -> i32 {
     let stacked = app.invocation.stacked;
+    if app.backend.dry_run && !host::on_terminal() {
+        remark_about_the_console();
+    }
     let here =
         app.loaded.config.resources.iter().filter(|r| !r.is_ignored() && r.is_stacked() == stacked);
     let mut children = Vec::new();
@@ -49,6 +52,12 @@ fn start(app: &App, args: &[bstr::BString]) -> Option<Child> {
             None
         }
     }
+}
+
+fn remark_about_the_console() {
+    let text = b"WARN: stdin/stdout is not a TTY; using /dev/console";
+    print::stderr(text);
+    print::stdout(text);
 }
 
 struct Waiting {
@@ -195,9 +204,7 @@ impl Console {
         if host::on_terminal() {
             return Self { interactive: true, file: None };
         }
-        let text = b"WARN: stdin/stdout is not a TTY; using /dev/console";
-        print::stderr(text);
-        print::stdout(text);
+        remark_about_the_console();
         match OpenOptions::new().read(true).write(true).open("/dev/console") {
             Ok(file) => Self { interactive: true, file: Some(file) },
             Err(_) => Self { interactive: false, file: None },

@@ -228,6 +228,22 @@ fn values_arrive_typed() {
 }
 
 #[test]
+fn an_option_that_means_nothing_any_more_is_in_nobodys_way() {
+    let daemon = node();
+    let config = CONFIG.replace("disk { resync", "disk { use-bmbv; resync");
+    let (code, stdout, _) = drbdadm(&daemon, &config, &["-d", "attach", "r0/0"]);
+    assert!(code == 0 && stdout.ends_with(" --use-bmbv=yes\n"), "as the original: {stdout}");
+    assert_eq!(drbdadm(&daemon, &config, &["up", "r0"]), (0, String::new(), String::new()));
+    let adjust = drbdadm(&daemon, &config, &["-d", "-vvv", "adjust", "r0"]);
+    assert_eq!(adjust, (0, String::new(), String::new()), "nothing to do");
+    changes(&daemon);
+    let other = config.replace("33M", "20M");
+    let (code, _, stderr) = drbdadm(&daemon, &other, &["adjust", "r0"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(changes(&daemon), ["disk-options", "disk-options"]);
+}
+
+#[test]
 fn without_a_daemon_the_backend_says_so() {
     let daemon = node();
     std::fs::remove_file(daemon.socket()).unwrap();

@@ -107,7 +107,9 @@ impl Parser<'_> {
 
     fn not_a_host_statement(&mut self, token: &Token) -> Stop {
         let what = "disk | device | address | meta-disk | flexible-meta-disk";
-        self.expected(what, token, Form::Plain)
+        let stop = self.expected(what, token, Form::Plain);
+        self.explain_if_v9(token);
+        stop
     }
 
     fn host_statement(

@@ -244,17 +244,12 @@ impl<'a> Parser<'a> {
             Kind::Key(Keyword::Resource) => self.resource()?,
             Kind::Key(Keyword::Skip) => self.skip()?,
             Kind::Key(Keyword::Include) => self.include()?,
-            Kind::Word if token.text.starts_with(b"require-drbd-module-version-") => {
-                self.word("TK_STRING")?;
-                self.punct(b';')?;
-            }
+            _ if self.module_version(&token)? => {}
             _ => {
-                self.refuse_v9_top_level(&token)?;
-                return Err(self.expected(
-                    "global | common | resource | skip | include",
-                    &token,
-                    Form::Plain,
-                ));
+                let what = "global | common | resource | skip | include";
+                let stop = self.expected(what, &token, Form::Plain);
+                self.explain_if_v9(&token);
+                return Err(stop);
             }
         }
         Ok(true)

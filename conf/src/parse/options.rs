@@ -14,16 +14,18 @@ use crate::options::{self, Found, OptionSpec, Section, Unit, ValueError, parse_n
 
 /// What may follow the name of a boolean.
 const BOOLEAN: &str = "yes | no | ;";
+/// What stands where no option begins.
+pub(super) const NOT_AN_OPTION: &str = "an option keyword";
 
 /// What to do about a syntax error, where something better than the message can be said.
 pub(super) fn hint(expected: &str, token: &Token) -> Option<String> {
     let word = token.text.to_str().ok()?;
     match (expected, token.kind) {
-        ("an option keyword", Kind::Word) => {
+        (NOT_AN_OPTION, Kind::Word) => {
             let best = nearest(word)?;
             Some(format!("did you mean '{best}'?"))
         }
-        ("an option keyword" | "a syncer option keyword", Kind::Key(Keyword::Option(_))) => {
+        (NOT_AN_OPTION | "a syncer option keyword", Kind::Key(Keyword::Option(_))) => {
             let found = options::find_anywhere(word.as_bytes())?;
             Some(format!("'{word}' belongs into {} {{ }}", section_name(found.spec.section)))
         }
@@ -109,10 +111,12 @@ impl Parser<'_> {
         match token.kind {
             Kind::Key(k) if is_obsolete(k) => self.obsolete(token),
             Kind::Key(Keyword::UseBmbv) if section == Section::Disk => {
-                self.boolean(BOOLEAN)?;
+                let value = if self.boolean(BOOLEAN)? { "yes" } else { "no" };
                 let text = "'use-bmbv' means nothing any more and is ignored";
                 self.diagnostics.native_remark(text, token.span);
-                Ok(())
+                let spec = &options::USE_BMBV;
+                list.items.push(Opt { spec, value: Some(value.into()), span: token.span });
+                self.count_option()
             }
             Kind::Key(Keyword::DiscardMyData) if section == Section::Net && self.is_show() => {
                 self.boolean(BOOLEAN)?;
@@ -130,7 +134,7 @@ impl Parser<'_> {
                 None => Err(self.not_an_option(token)),
             },
             _ => {
-                if self.v9_option(section, token, list)? {
+                if self.v9_option(section, token)? {
                     return Ok(());
                 }
                 Err(self.not_an_option(token))
@@ -139,8 +143,10 @@ impl Parser<'_> {
     }
 
     fn not_an_option(&mut self, token: &Token) -> Stop {
-        let what = if token.kind == Kind::End { "an option" } else { "an option keyword" };
-        self.expected(what, token, Form::Plain)
+        let what = if token.kind == Kind::End { "an option" } else { NOT_AN_OPTION };
+        let stop = self.expected(what, token, Form::Plain);
+        self.explain_if_v9(token);
+        stop
     }
 
     /// What follows an option's name.

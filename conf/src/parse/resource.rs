@@ -81,7 +81,9 @@ impl Parser<'_> {
     fn not_a_resource_statement(&mut self, token: &Token) -> Stop {
         let what = "protocol | on | disk | net | syncer | startup | handlers | ignore-on | \
                     stacked-on-top-of";
-        self.expected(what, token, Form::Numbered)
+        let stop = self.expected(what, token, Form::Numbered);
+        self.explain_if_v9(token);
+        stop
     }
 
     fn resource_statement(

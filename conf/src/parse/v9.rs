@@ -9,13 +9,14 @@ use std::collections::HashSet;
 use bstr::{BString, ByteSlice};
 
 use super::limits::COMPLAINTS_MAX;
-use super::{Parsed, Parser, Stop};
+use super::options::NOT_AN_OPTION;
+use super::{Form, Parsed, Parser, Stop};
 use crate::keyword::Keyword;
 use crate::lex::{Kind, Lexer, Token};
-use crate::model::{Address, HostSection, Opt, OptionList, Resource, Span};
+use crate::model::{Address, HostSection, Opt, Resource, Span};
 use crate::options::{self, Section};
 
-/// Options of version 9 that are accepted and do nothing.
+/// Options of version 9 that do nothing here; what is refused: [`asks_for_version_9`].
 const IGNORED_OPTIONS: [&str; 12] = [
     "auto-promote",
     "quorum",
@@ -57,6 +58,15 @@ const REFUSED_STATEMENTS: [&str; 7] = [
     "outside-address",
     "tiebreaker",
 ];
+
+/// Which drivers a file wants, by the last part of the statement's name.
+const MODULE_VERSION: [&str; 6] = ["eq", "ne", "gt", "ge", "lt", "le"];
+
+/// Does the value ask for something that is not done here? Who relies on it must know: without
+/// quorum both nodes may go on when they have lost each other.
+fn asks_for_version_9(option: &str, value: &[u8]) -> bool {
+    matches!(option, "auto-promote" | "quorum") && !matches!(value, b"no" | b"off")
+}
 
 /// What the current resource has said in version 9 syntax.
 #[derive(Default)]
@@ -113,11 +123,45 @@ impl Parser<'_> {
         Stop(10)
     }
 
-    pub(super) fn refuse_v9_top_level(&mut self, token: &Token) -> Parsed {
-        if token.kind == Kind::Word && token.text == "template-file" {
-            return Err(self.refuse_v9(token.span, "template-file"));
+    /// Behind the original's complaint about a word: it belongs to version 9.
+    fn explain_v9(&mut self, token: &Token, construct: &str) {
+        let at = self.place(token.span);
+        if let Some(complaint) = self.diagnostics.items.last_mut() {
+            let text = format!("{at} '{construct}' belongs to DRBD 9 and is not supported\n");
+            complaint.text.extend_from_slice(text.as_bytes());
         }
-        Ok(())
+    }
+
+    /// The same if the word is one of the constructs that are refused by name.
+    pub(super) fn explain_if_v9(&mut self, token: &Token) {
+        let Ok(word) = token.text.to_str() else { return };
+        let refused = REFUSED_STATEMENTS.contains(&word) || REFUSED_OPTIONS.contains(&word);
+        if token.kind == Kind::Word && refused {
+            self.explain_v9(token, word);
+        }
+    }
+
+    fn refuse_v9_option(&mut self, token: &Token, value: &BString) -> Stop {
+        let stop = self.expected(NOT_AN_OPTION, token, Form::Plain);
+        self.explain_v9(token, &format!("{} {value}", token.text));
+        stop
+    }
+
+    /// `require-drbd-module-version-ge 9.0.1;`; `false`: something else.
+    pub(super) fn module_version(&mut self, token: &Token) -> Parsed<bool> {
+        let comparison = token.text.strip_prefix(b"require-drbd-module-version-");
+        let known = |c: &[u8]| MODULE_VERSION.iter().any(|m| m.as_bytes() == c);
+        if token.kind != Kind::Word || !comparison.is_some_and(known) {
+            return Ok(false);
+        }
+        let is_number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+        let version = self.inputs.last().map(|i| i.lexer.peek().text).unwrap_or_default();
+        if version.split_str(".").count() != 3 || !version.split_str(".").all(is_number) {
+            return Ok(false);
+        }
+        self.next();
+        self.punct(b';')?;
+        Ok(true)
     }
 
     pub(super) fn refuse_v9_disk_none(&mut self, token: &Token, span: Span) -> Parsed {
@@ -128,12 +172,7 @@ impl Parser<'_> {
     }
 
     /// An option that the 8.4 table does not have; `false`: not one of version 9 either.
-    pub(super) fn v9_option(
-        &mut self,
-        section: Section,
-        token: &Token,
-        list: &mut OptionList,
-    ) -> Parsed<bool> {
+    pub(super) fn v9_option(&mut self, section: Section, token: &Token) -> Parsed<bool> {
         let Ok(word) = token.text.to_str() else { return Ok(false) };
         if token.kind != Kind::Word {
             return Ok(false);
@@ -141,11 +180,8 @@ impl Parser<'_> {
         match (section, word) {
             (Section::Options, w) if IGNORED_OPTIONS.contains(&w) => {
                 let value = self.v9_value()?;
-                let harmless = matches!(value.as_slice(), b"no" | b"off");
-                if !harmless && matches!(w, "auto-promote" | "quorum") {
-                    let at = self.place(token.span);
-                    let text = format!("{at} '{w} {value}' belongs to DRBD 9 and is ignored");
-                    self.diagnostics.remark(text, Some(token.span));
+                if asks_for_version_9(w, &value) {
+                    return Err(self.refuse_v9_option(token, &value));
                 }
             }
             (Section::Handlers, "quorum-lost" | "disconnected") => {
@@ -154,15 +190,11 @@ impl Parser<'_> {
             (Section::Net, "transport") => {
                 let value = self.v9_value()?;
                 if value != "tcp" {
-                    return Err(self.refuse_v9(token.span, &format!("transport {value}")));
+                    return Err(self.refuse_v9_option(token, &value));
                 }
-            }
-            (Section::Net | Section::Disk, w) if REFUSED_OPTIONS.contains(&w) => {
-                return Err(self.refuse_v9(token.span, w));
             }
             _ => return Ok(false),
         }
-        let _ = list;
         Ok(true)
     }
 
@@ -192,12 +224,7 @@ impl Parser<'_> {
         match word {
             "connection" => self.connection(res, token.span)?,
             "connection-mesh" => self.connection_mesh(res, token.span)?,
-            w if w.starts_with("require-drbd-module-version-") => {
-                self.next();
-                self.punct(b';')?;
-            }
-            w if REFUSED_STATEMENTS.contains(&w) => return Err(self.refuse_v9(token.span, w)),
-            _ => return Ok(false),
+            _ => return self.module_version(token),
         }
         Ok(true)
     }
@@ -217,7 +244,7 @@ impl Parser<'_> {
                         return Err(self.refuse_more_than_two(token.span));
                     }
                 }
-                _ => return Err(self.expected("hosts | net", &token, super::Form::Plain)),
+                _ => return Err(self.expected("hosts | net", &token, Form::Plain)),
             }
         }
     }
@@ -273,7 +300,7 @@ impl Parser<'_> {
                 Kind::Word if token.text == "volume" => {
                     return Err(self.refuse_v9(token.span, "volume in connection"));
                 }
-                _ => return Err(self.expected("host | net | path", &token, super::Form::Plain)),
+                _ => return Err(self.expected("host | net | path", &token, Form::Plain)),
             }
         }
         self.give_addresses(res);
@@ -297,7 +324,7 @@ impl Parser<'_> {
                 let word = token.text.to_string();
                 return Err(self.refuse_v9(token.span, &word));
             }
-            _ => return Err(self.expected("address | ;", &token, super::Form::Plain)),
+            _ => return Err(self.expected("address | ;", &token, Form::Plain)),
         }
         self.punct(b';')?;
         Ok(())

@@ -114,6 +114,9 @@ fn table(command: &Command) -> Vec<Row> {
             table.push(ours(old, Takes::Maybe));
         }
     }
+    if command.name == "attach" {
+        table.push(ours(drbd_conf::options::USE_BMBV.name, Takes::Maybe));
+    }
     table.push(ours("socket", Takes::Value));
     table.push(ours("deadline", Takes::Value));
     table
