@@ -14,6 +14,7 @@ pub mod kernel_node;
 pub mod kernel_pair;
 pub mod metagen;
 pub mod need;
+pub mod node_kills;
 pub mod nodes;
 pub mod packet_proxy;
 pub mod proc_status;

@@ -1,21 +1,24 @@
 //! `cargo xtask demo`: two nodes, a workload, a crash, a fail-over, a resync; without root, in a new
 //! directory, on loopback.
 
-mod nbd;
-mod work;
-
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use drbdrs_workload::journal::{Durability, Journal};
+use drbdrs_workload::ledger::Loss;
+use drbdrs_workload::nbd::Server;
+use drbdrs_workload::run::{Plan, Running, start};
+use drbdrs_workload::verify::verify;
 use rustix::process::{Pid, Signal, kill_process};
 
-use self::work::Promises;
 use crate::run::{self, Failure};
 
 const EXPORT: &str = "r0/0";
+/// Sectors that the workload uses: 32 MiB.
+const SECTORS: u64 = 32 << 11;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -129,6 +132,19 @@ impl Node {
         self.run_dir().join("nbd.sock")
     }
 
+    /// Starts the clients.
+    fn work(&self, journal: Journal) -> Result<Running, Failure> {
+        Ok(start(&Server::unix(self.nbd(), EXPORT), journal, Plan::default())?)
+    }
+
+    /// Reads everything and judges it.
+    fn check(&self, journal: &mut Journal) -> Result<(), Failure> {
+        let server = Server::unix(self.nbd(), EXPORT);
+        let verdict = verify(&server, journal, Loss::Nothing)?.ok()?;
+        println!("  checked {} sectors: every acknowledged write is there", verdict.sectors);
+        Ok(())
+    }
+
     /// Starts the daemon.
     fn start(&mut self) -> Result<(), Failure> {
         let (bin, dir) = (self.bin.join("drbdrs"), self.run_dir());
@@ -216,6 +232,7 @@ impl Drop for Node {
 }
 
 fn walk(pair: &mut Pair) -> Result<(), Failure> {
+    let dir = pair.conf.parent().map(Path::to_path_buf).unwrap_or_default();
     let [alpha, bravo] = &mut pair.nodes;
     println!("== two nodes on loopback, each with a file of 128 MiB as its disk");
     for node in [&mut *alpha, &mut *bravo] {
@@ -230,8 +247,8 @@ fn walk(pair: &mut Pair) -> Result<(), Failure> {
     alpha.adm(&["status", "r0"])?;
 
     println!("== four NBD clients write to {EXPORT} on alpha; every acknowledged write is noted");
-    let mut promises = Promises::default();
-    let work = promises.write(&alpha.nbd(), EXPORT);
+    let journal = Journal::create(&dir.join("journal"), SECTORS, 1, Durability::Process)?;
+    let work = alpha.work(journal)?;
     for _ in 0..4 {
         std::thread::sleep(Duration::from_secs(1));
         println!("  {} writes acknowledged", work.count());
@@ -242,19 +259,19 @@ fn walk(pair: &mut Pair) -> Result<(), Failure> {
         child.kill()?;
         child.wait()?;
     }
-    let count = work.end(&mut promises)?;
-    println!("  after {count} acknowledged writes");
+    let (mut journal, report) = work.end()?;
+    println!("  after {} acknowledged writes", report.writes);
     bravo.until("cs:WFConnection")?;
     println!("\n== fail-over to bravo");
     bravo.adm(&["primary", "r0"])?;
     bravo.adm(&["status", "r0"])?;
-    let blocks = promises.check(&bravo.nbd(), EXPORT)?;
-    println!("  checked {blocks} blocks: every acknowledged write is there");
+    bravo.check(&mut journal)?;
 
     println!("\n== work goes on, on bravo alone");
-    let work = promises.write(&bravo.nbd(), EXPORT);
+    let work = bravo.work(journal)?;
     std::thread::sleep(Duration::from_secs(2));
-    println!("  {} writes acknowledged", work.end(&mut promises)?);
+    let (mut journal, report) = work.end()?;
+    println!("  {} writes acknowledged", report.writes);
     println!("\n== alpha comes back; only what differs is copied");
     alpha.start()?;
     alpha.adm(&["up", "r0"])?;
@@ -267,8 +284,7 @@ fn walk(pair: &mut Pair) -> Result<(), Failure> {
     println!("\n== back to alpha, and both disks are compared");
     bravo.adm(&["secondary", "r0"])?;
     alpha.adm(&["primary", "r0"])?;
-    let blocks = promises.check(&alpha.nbd(), EXPORT)?;
-    println!("  checked {blocks} blocks: every acknowledged write is there");
+    alpha.check(&mut journal)?;
     alpha.adm(&["verify", "r0"])?;
     alpha.until("cs:Verify")?;
     alpha.until("cs:Connected")?;

@@ -108,6 +108,15 @@ enum Soak {
         #[arg(long, default_value_t = 1_000)]
         seed: u64,
     },
+    /// Daemons of a pair are killed at random points under a verifying workload.
+    Kill {
+        /// How many daemons are killed, a third of them under each protocol.
+        #[arg(long, default_value_t = 200)]
+        rounds: u32,
+        /// First seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Random operations on a pair of the engine and the kernel's DRBD.
     Kernel {
         /// How long.
@@ -153,6 +162,13 @@ fn soak(suite: &Soak) -> Result<(), Failure> {
         Soak::Handshake { cases, seed } => {
             let words = ["test", "-p", "drbdrs-tests", "--test", "kernel_handshake"];
             let run = run::command("cargo", &words).env("DRBDRS_CASES", &cases.to_string());
+            return run.env("DRBDRS_SEED", &seed.to_string()).run();
+        }
+        Soak::Kill { rounds, seed } => {
+            let words = ["test", "--release", "-p", "drbdrs-tests", "--test", "node_kills", "--"];
+            let words = [&words[..], &["--nocapture", "--test-threads", "1"]].concat();
+            let kills = rounds.div_ceil(3).to_string();
+            let run = run::command("cargo", &words).env("DRBDRS_KILLS", &kills);
             return run.env("DRBDRS_SEED", &seed.to_string()).run();
         }
         Soak::Kernel { minutes, seed } => {

@@ -1,0 +1,309 @@
+//! A pair whose daemons are killed again and again at random points under the verifying workload,
+//! restarted or failed over, and judged.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use drbdrs_workload::content::SECTOR;
+use drbdrs_workload::journal::{Durability, Journal};
+use drbdrs_workload::ledger::Loss;
+use drbdrs_workload::nbd::{Client, Server};
+use drbdrs_workload::run::{Plan, Report, Running, start};
+use drbdrs_workload::verify::verify;
+use rustix::process::Signal;
+
+use crate::nodes::{Node, Pair, Programs, eventually};
+
+const DISK: u64 = 48 << 20;
+
+/// What happens in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// The Primary is killed, the other node takes over and goes on alone; the old one comes back.
+    FailOver,
+    /// The Primary is killed and comes back as Primary.
+    PrimaryComesBack,
+    /// The Secondary is killed and comes back while writes go on.
+    SecondaryComesBack,
+    /// The same, but it is killed once more soon after it came back.
+    SecondaryDiesTwice,
+    /// The Secondary is killed and comes back, and the Primary is killed soon after that.
+    PrimaryDiesInResync,
+    /// Both are killed, in any order.
+    BothDie,
+}
+
+const EVENTS: [Event; 6] = [
+    Event::FailOver,
+    Event::BothDie,
+    Event::SecondaryComesBack,
+    Event::PrimaryComesBack,
+    Event::PrimaryDiesInResync,
+    Event::SecondaryDiesTwice,
+];
+
+/// A pair and what it has promised.
+struct Life {
+    pair: Pair,
+    journal: Option<Journal>,
+    is_async: bool,
+    random: u64,
+    /// Which node is Primary.
+    primary: usize,
+    kills: u32,
+    writes: u64,
+    /// What has happened, in words.
+    story: Vec<String>,
+}
+
+/// Lets them live until so many daemons were killed; `protocol` is A, B or C.
+///
+/// # Errors
+/// An acknowledged write is gone, or the nodes do not find together again.
+pub fn live(programs: &Programs, protocol: &str, kills: u32, seed: u64) -> Result<()> {
+    let mut life = Life::new(programs, protocol, seed)?;
+    let result = life.rounds(kills, seed);
+    let logs = || life.pair.nodes.iter().map(tail).collect::<Vec<_>>().concat();
+    result.with_context(|| {
+        format!("protocol {protocol}, seed {seed}:\n{}\n{}", life.story.join("\n"), logs())
+    })?;
+    println!(
+        "protocol {protocol}, seed {seed}: {} daemons killed, {} writes acknowledged, none lost",
+        life.kills, life.writes
+    );
+    Ok(())
+}
+
+/// The end of a node's log.
+fn tail(node: &Node) -> String {
+    let log = node.log().unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
+    format!("--- the end of the log of {}\n{}\n", node.name, last.join("\n"))
+}
+
+impl Life {
+    fn new(programs: &Programs, protocol: &str, seed: u64) -> Result<Self> {
+        let body = format!(
+            "  disk {{ c-plan-ahead 0; resync-rate 60M; c-min-rate 0; al-extents 7; }}\n  \
+             net {{ protocol {protocol}; verify-alg crc32c; }}"
+        );
+        let mut pair = Pair::new(programs, 1, DISK, &body, "")?;
+        pair.in_sync("")?;
+        Ok(Self {
+            pair,
+            journal: None,
+            is_async: protocol == "A",
+            random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            primary: 0,
+            kills: 0,
+            writes: 0,
+            story: Vec::new(),
+        })
+    }
+
+    fn rounds(&mut self, kills: u32, seed: u64) -> Result<()> {
+        let sectors = Client::open(&self.server(0))?.size() / SECTOR as u64;
+        let path = self.pair.dir.path().join("journal");
+        self.journal = Some(Journal::create(&path, sectors, seed, Durability::Process)?);
+        let mut at = usize::try_from(seed)? % EVENTS.len();
+        while self.kills < kills {
+            let event = EVENTS.get(at).copied().context("an event")?;
+            at = (at + 1) % EVENTS.len();
+            self.say(format!("{event:?}, Primary is {}", self.primary));
+            self.round(event)?;
+            self.end_round()?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, text: String) {
+        self.story.push(text);
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % end
+    }
+
+    fn pause(&mut self, most: u64) {
+        let time = Duration::from_millis(self.below(most));
+        self.say(format!("after {time:?}"));
+        std::thread::sleep(time);
+    }
+
+    fn server(&self, node: usize) -> Server {
+        Server::unix(self.pair.nodes[node].run_dir().join("nbd.sock"), "r0/0")
+    }
+
+    fn begin(&mut self) -> Result<Running> {
+        let plan = Plan { clients: 3, seed: self.random, ..Plan::default() };
+        let journal = self.journal.take().context("a journal")?;
+        Ok(start(&self.server(self.primary), journal, plan)?)
+    }
+
+    fn finish(&mut self, running: Running) -> Result<Report> {
+        let (journal, report) = running.end()?;
+        self.journal = Some(journal);
+        self.writes += report.writes;
+        self.say(format!("{} writes, {} clients lost", report.writes, report.lost));
+        ensure!(report.complaints.is_empty(), "{}", report.complaints.join("\n"));
+        ensure!(report.errors == 0, "{} requests failed", report.errors);
+        Ok(report)
+    }
+
+    fn verify(&mut self, node: usize, loss: Loss) -> Result<()> {
+        let server = self.server(node);
+        let journal = self.journal.as_mut().context("a journal")?;
+        let verdict = verify(&server, journal, loss)?.ok()?;
+        self.say(format!("node {node}: {} sectors, {} gone", verdict.sectors, verdict.gone));
+        Ok(())
+    }
+
+    fn kill(&mut self, node: usize) -> Result<()> {
+        self.say(format!("node {node} is killed"));
+        self.kills += 1;
+        ensure!(self.pair.nodes[node].stop(Signal::KILL)? == 137, "it had ended");
+        Ok(())
+    }
+
+    fn restart(&mut self, node: usize) -> Result<()> {
+        self.say(format!("node {node} starts"));
+        let node = &mut self.pair.nodes[node];
+        node.start("")?;
+        node.adm(&["up", "r0"])?.ok().map(drop)
+    }
+
+    fn promote(&mut self, node: usize) -> Result<()> {
+        self.say(format!("node {node} becomes Primary"));
+        self.pair.nodes[node].adm(&["primary", "r0"])?.ok()?;
+        self.primary = node;
+        Ok(())
+    }
+
+    fn until_in_sync(&self) -> Result<()> {
+        self.pair.nodes.iter().try_for_each(|node| node.until("ds:UpToDate/UpToDate"))
+    }
+
+    fn round(&mut self, event: Event) -> Result<()> {
+        let (old, other) = (self.primary, 1 - self.primary);
+        let running = self.begin()?;
+        self.pause(700);
+        match event {
+            Event::FailOver => {
+                self.kill(old)?;
+                self.finish(running)?;
+                self.fail_over(other)?;
+                self.restart(old)?;
+            }
+            Event::PrimaryComesBack => {
+                self.kill(old)?;
+                self.finish(running)?;
+                self.restart(old)?;
+                self.pause(1000);
+                self.promote(old)?;
+                self.verify(old, Loss::Nothing)?;
+            }
+            Event::SecondaryComesBack | Event::SecondaryDiesTwice => {
+                self.kill(other)?;
+                self.pause(400);
+                self.restart(other)?;
+                if event == Event::SecondaryDiesTwice {
+                    self.pause(1500);
+                    self.kill(other)?;
+                    self.pause(300);
+                    self.restart(other)?;
+                }
+                self.until_in_sync()?;
+                ensure!(self.finish(running)?.lost == 0, "clients of the Primary were lost");
+            }
+            Event::PrimaryDiesInResync => {
+                self.kill(other)?;
+                self.pause(400);
+                self.restart(other)?;
+                self.pause(1500);
+                self.kill(old)?;
+                self.finish(running)?;
+                self.inconsistent_is_refused(other)?;
+                self.restart(old)?;
+                self.pause(1000);
+                self.promote(old)?;
+                self.verify(old, Loss::Nothing)?;
+            }
+            Event::BothDie => {
+                let is_primary_first = self.below(2) == 0;
+                let order = if is_primary_first { [old, other] } else { [other, old] };
+                self.kill(order[0])?;
+                self.pause(30);
+                self.kill(order[1])?;
+                self.finish(running)?;
+                self.restart(other)?;
+                self.pause(500);
+                self.restart(old)?;
+                self.until_in_sync()?;
+                let next = usize::from(self.below(2) == 0);
+                self.promote(next)?;
+                self.verify(next, Loss::Nothing)?;
+            }
+        }
+        self.until_in_sync()
+    }
+
+    /// The other node takes over; under protocol A it may lack the newest writes. It goes on alone.
+    fn fail_over(&mut self, node: usize) -> Result<()> {
+        self.pair.nodes[node].until("cs:WFConnection")?;
+        self.promote(node)?;
+        self.verify(node, if self.is_async { Loss::Newest } else { Loss::Nothing })?;
+        let running = self.begin()?;
+        self.pause(400);
+        ensure!(self.finish(running)?.lost == 0, "clients of the survivor were lost");
+        Ok(())
+    }
+
+    /// A node that is in the middle of a resync must not take over.
+    fn inconsistent_is_refused(&mut self, node: usize) -> Result<()> {
+        let node = &self.pair.nodes[node];
+        node.until("cs:WFConnection")?;
+        if node.proc()?.contains("ds:Inconsistent/") {
+            let did = node.adm(&["primary", "r0"])?;
+            ensure!(did.code == 17, "half a copy became Primary: {did:?}");
+            self.say("it was Inconsistent".into());
+        }
+        Ok(())
+    }
+
+    /// Everything is as the journal says, on both nodes; sometimes the roles change.
+    fn end_round(&mut self) -> Result<()> {
+        self.verify(self.primary, Loss::Nothing)?;
+        let paths = [0, 1].map(|n| self.pair.nodes[n].disk(0));
+        let len = self.journal.as_ref().context("a journal")?.ledger().len() * SECTOR as u64;
+        eventually(|| Ok(difference(&paths, len)?.map_or(Ok(()), Err)))?;
+        self.journal.as_mut().context("a journal")?.settle()?;
+        if self.below(3) == 0 {
+            let (old, new) = (self.primary, 1 - self.primary);
+            eventually(|| {
+                let did = self.pair.nodes[old].adm(&["secondary", "r0"])?;
+                Ok(if did.code == 0 { Ok(()) } else { Err(format!("{did:?}")) })
+            })?;
+            self.promote(new)?;
+            self.verify(new, Loss::Nothing)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where two disks differ.
+fn difference(paths: &[PathBuf; 2], len: u64) -> Result<Option<String>> {
+    let read = |path: &PathBuf| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(len).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let [one, two] = [read(&paths[0])?, read(&paths[1])?];
+    let at = one.iter().zip(&two).position(|(one, two)| one != two);
+    Ok(at.map(|at| format!("the disks differ at byte {at}")))
+}
