@@ -20,16 +20,17 @@ pub struct Programs {
     daemon: PathBuf,
     adm: PathBuf,
     setup: PathBuf,
+    meta: PathBuf,
 }
 
 impl Programs {
     /// Builds them.
     pub fn build() -> Self {
-        crate::program("drbdmeta");
         Self {
             daemon: crate::program("drbdrs"),
             adm: crate::program("drbdadm"),
             setup: crate::program_of("drbdadm", "drbdsetup"),
+            meta: crate::program("drbdmeta"),
         }
     }
 }
@@ -277,6 +278,18 @@ impl Node {
     /// It cannot be run.
     pub fn setup(&self, words: &[&str]) -> Result<Did> {
         Ok(self.setup_command(words).output()?.into())
+    }
+
+    /// Runs drbdmeta for a volume, as minor, or as `-` if it is to know nothing of the minor.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn meta(&self, device: &str, volume: u16, words: &[&str]) -> Result<Did> {
+        let mut command = Command::new(&self.programs.meta);
+        command.arg("--var-lib-drbd").arg(&self.dir).args([&self.minors(device), "v08"]);
+        command.arg(self.disk(volume)).arg("internal").args(words);
+        command.env("DRBDRS_ADMIN_SOCKET", self.socket()).stdin(Stdio::null());
+        Ok(command.output()?.into())
     }
 
     /// The status file.

@@ -24,13 +24,14 @@ type Body = fn(&Programs) -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 9] = [
+    let tests: [(&str, &[Need], Body); 10] = [
         ("a_killed_primary_loses_nothing", &[Need::File("/usr/bin/qemu-io")], failover),
         ("commands_end_as_the_originals", &[], exit_codes),
         ("the_status_file_is_current_and_rests", &[Need::File("/usr/bin/qemu-io")], status_file),
         ("events_come_in_order", &[], events),
         ("handlers_are_called_and_their_exit_codes_count", &[], handlers),
         ("sigterm_leaves_clean_meta_data", &[Need::File("/usr/bin/qemu-io")], sigterm),
+        ("meta_data_in_use_is_left_alone", &[], meta_data_in_use),
         ("a_resync_waits_for_another_one", &[], resync_after),
         (
             "bad_clients_and_stuck_commands_harm_nobody",
@@ -330,6 +331,35 @@ fn sigterm(programs: &Programs) -> Result<()> {
     ensure!(did.code == 0 && !did.err.contains("Marked additional"), "{did:?}");
     alpha.until("cs:Connected ro:Secondary/Secondary ds:UpToDate/UpToDate")?;
     ensure!(!alpha.log()?.contains("Began resync"), "{}", alpha.log()?);
+    Ok(())
+}
+
+fn meta_data_in_use(programs: &Programs) -> Result<()> {
+    let mut pair = Pair::new(programs, 1, 8 * MIB, FAST, "")?;
+    pair.in_sync("")?;
+    let alpha = &pair.nodes[0];
+    let minor = alpha.minors("@0");
+    let changes: [&[&str]; 5] =
+        [&["outdate"], &["wipe-md"], &["create-md"], &["apply-al"], &["set-gi", "1:2:3:4"]];
+    let holder = format!("held by pid:{}", alpha.pid().context("it runs")?);
+    for words in changes.iter().map(|words| [words, &["--force"][..]].concat()) {
+        let did = alpha.meta("@0", 0, &words)?;
+        let said = format!("Device '{minor}' is configured!\n");
+        ensure!(did.code == 20 && did.err == said, "{words:?}: {did:?}");
+        // Who does not say which minor it is finds the file held.
+        let did = alpha.meta("-", 0, &words)?;
+        ensure!(did.code == 20 && did.err.contains(&holder), "{words:?}: {did:?}");
+    }
+    let did = alpha.meta("@0", 0, &["show-gi", "--force"])?;
+    let stale = format!("# Output might be stale, since minor {minor} is attached\n");
+    ensure!(did.code == 0 && did.err.ends_with(&stale), "{did:?}");
+    // The log is in use, so a dump is marked as one that is not to be restored.
+    let did = alpha.meta("@0", 0, &["dump-md"])?;
+    ensure!(did.code == 20 && did.err.contains(&holder), "{did:?}");
+    let did = alpha.meta("@0", 0, &["dump-md", "--force"])?;
+    ensure!(did.code == 0 && did.out.contains("unclean_meta_data_dump"), "{did:?}");
+    alpha.adm(&["down", "r0"])?.ok()?;
+    alpha.meta("@0", 0, &["outdate"])?.ok()?;
     Ok(())
 }
 

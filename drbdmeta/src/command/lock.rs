@@ -79,10 +79,18 @@ pub(super) fn holders(path: &str) -> String {
     lines.join("\n")
 }
 
-/// Is the minor attached? Whoever runs it answers through `drbdsetup`.
+/// Is the minor attached? Whoever runs it answers through `drbdsetup`: the daemon through the one
+/// beside this program, a kernel's driver through the one that is in the path.
 pub(super) fn is_attached(run: &Invocation) -> bool {
     let Some(minor) = run.minor else { return false };
-    let answer = Command::new("drbdsetup")
+    let name = "drbdsetup";
+    let beside = std::env::current_exe().ok().map(|me| me.with_file_name(name));
+    let beside = beside.filter(|program| program.exists());
+    beside.into_iter().chain([name.into()]).any(|program| says_attached(&program, minor))
+}
+
+fn says_attached(drbdsetup: &Path, minor: u32) -> bool {
+    let answer = Command::new(drbdsetup)
         .args(["dstate", &minor.to_string()])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
