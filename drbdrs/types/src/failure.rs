@@ -9,7 +9,7 @@ macro_rules! failures {
         /// Why a command can not be done.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Failure {
-            $( #[doc = $text] $variant, )*
+            $( #[doc = concat!("```text\n", $text, "\n```")] $variant, )*
         }
 
         impl Failure {

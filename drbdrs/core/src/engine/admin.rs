@@ -15,7 +15,7 @@ use crate::log_line::Severity;
 use super::change::{Changed, Done, Opt, Wanted, conn_request, lock, request};
 use super::proc::Cx;
 use super::volume::Volume;
-use super::{Core, attach, meta, resize, role};
+use super::{Core, attach, generations, meta, resize, role};
 
 /// Code of success.
 const OK: i32 = 1;
@@ -401,25 +401,16 @@ async fn resume_sync(cx: &Cx, nr: VolumeNr) -> Reply {
 /// Spec: states §7.5.
 async fn resume_io(cx: &Cx, nr: VolumeNr) -> Reply {
     // The suspension is one of the resource: every volume goes on.
-    for nr in cx.with(|core| core.all_volumes()) {
-        let is_due = cx.with(|core| {
-            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
+    for nr in generations::begin_on_thaw(cx).await {
+        cx.with(|core| {
+            if core.state(nr).disk >= Dstate::Attaching {
+                return;
+            }
+            core.expose_nothing(nr);
+            let text = "Resumed without access to data; please tear down before attempting \
+                        to re-configure.";
+            core.log(Severity::Warn, Some(nr), text);
         });
-        if !is_due {
-            continue;
-        }
-        if cx.with(|core| core.state(nr).disk >= Dstate::Attaching) {
-            cx.with(|core| core.new_current_uuid(nr));
-            // Stable before any write ends that belongs to it.
-            let _ = meta::sync(cx, nr).await;
-        } else {
-            cx.with(|core| {
-                core.expose_nothing(nr);
-                let text = "Resumed without access to data; please tear down before attempting \
-                            to re-configure.";
-                core.log(Severity::Warn, Some(nr), text);
-            });
-        }
     }
     let mask = Core::SUSPENSIONS;
     let wanted = Wanted { mask, val: StateWord(0) };

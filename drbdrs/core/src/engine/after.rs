@@ -119,7 +119,7 @@ async fn after_volume(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
     if old.conn != Cstate::WFBitMapS && new.conn == Cstate::WFBitMapS {
         cx.with(|core| core.queue_work(Work::SendBitmap { nr }));
     }
-    generation(cx, nr, old, new).await; // A9, A10
+    generation(cx, nr).await; // A9, A10
     // A11, A12
     let was_peer_primary = old.peer == Role::Primary && new.peer == Role::Secondary;
     let was_primary = old.role == Role::Primary && new.role == Role::Secondary;
@@ -189,24 +189,9 @@ fn thaw(cx: &Cx, old: &Fields, new: &Fields) {
 }
 
 /// A9, A10: this node goes on without the peer's data.
-async fn generation(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
+async fn generation(cx: &Cx, nr: VolumeNr) {
     let is_due = cx.with(|core| {
-        let lost = facts::lost_contact(old, new)
-            && (new.role == Role::Primary || new.peer == Role::Primary);
-        let diskless_primary = new.pdsk < Dstate::Inconsistent
-            && old.peer != Role::Primary
-            && new.peer == Role::Primary;
-        let is_candidate = new.disk >= Dstate::UpToDate
-            && core.volume(nr).is_some_and(|v| v.has_disk())
-            && (lost || diskless_primary);
-        if is_candidate && lost && core.state(nr).is_suspended() {
-            let is_new = core.volume(nr).is_some_and(|v| v.slots().bitmap.is_none());
-            if is_new && let Some(volume) = core.volume_mut(nr) {
-                volume.marks.uuid_on_thaw = true;
-            }
-            return false;
-        }
-        is_candidate && core.begin_generation(nr)
+        core.volume(nr).is_some_and(|v| v.marks.generation_due) && core.begin_generation(nr)
     });
     if is_due {
         // Stable before it is told to anybody, and before any write completes that belongs to it.

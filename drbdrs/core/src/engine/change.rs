@@ -248,6 +248,8 @@ impl Core {
         {
             self.conn.state_sent = false;
         }
+        // The former needs what the latter forgets.
+        self.note_generation_due(nr, old, new);
         self.follow_resync(nr, old, new);
         self.follow_flags(nr, old, new);
         if old.disk == Dstate::Inconsistent
@@ -265,13 +267,6 @@ impl Core {
             {
                 self.info(nr, "Resumed AL updates");
             }
-        }
-        if self.needs_generation(nr, old, new)
-            && let Some(volume) = self.volume_mut(nr)
-        {
-            // Writes that the peer does not get belong to a new generation, which must be stable
-            // before any of them is reported as done (defect 14.9).
-            volume.marks.generation_due = true;
         }
         self.announce_device(nr);
     }
@@ -293,20 +288,6 @@ impl Core {
         if has_changed {
             self.mark_dirty(nr);
         }
-    }
-
-    /// Does this change mean that this node goes on writing without the peer's data?
-    /// Spec §2.9 A9, A10.
-    pub(super) fn needs_generation(&self, nr: VolumeNr, old: &Fields, new: &Fields) -> bool {
-        let Some(volume) = self.volume(nr).filter(|v| v.has_disk()) else { return false };
-        let has_primary = new.role == Role::Primary || new.peer == Role::Primary;
-        let lost = facts::lost_contact(old, new) && has_primary;
-        let diskless_primary = new.pdsk < Dstate::Inconsistent
-            && old.peer != Role::Primary
-            && new.peer == Role::Primary;
-        let slots = volume.slots();
-        let is_new = slots.bitmap.is_none() || volume.marks.current_is_known;
-        (lost || diskless_primary) && is_new && new.disk >= Dstate::UpToDate && !new.is_suspended()
     }
 
     // ---- connection level ----

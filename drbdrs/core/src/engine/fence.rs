@@ -11,7 +11,7 @@ use crate::log_line::Severity;
 
 use super::change::{Opt, Wanted, conn_request};
 use super::proc::Cx;
-use super::{Core, call_handler, meta};
+use super::{Core, call_handler, generations, meta};
 
 impl Core {
     /// The strongest policy of all volumes that are at least Consistent here.
@@ -124,16 +124,7 @@ pub(super) async fn after_connection(cx: &Cx) {
     if !thaws {
         return;
     }
-    for nr in cx.with(|core| core.all_volumes()) {
-        let is_due = cx.with(|core| {
-            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
-        });
-        if is_due {
-            cx.with(|core| core.new_current_uuid(nr));
-            // Stable before any write ends that the peer does not have.
-            let _ = meta::sync(cx, nr).await;
-        }
-    }
+    generations::begin_on_thaw(cx).await;
     cx.with(|core| {
         core.requests_lost_connection();
         let _ = core.set_conn(Wanted::flag(StateWord::SUSP_FEN, false), Opt::HARD);

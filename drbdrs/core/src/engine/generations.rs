@@ -2,14 +2,19 @@
 //! the exposed identifier. Spec: states-and-generations.md §3.
 
 use alloc::format;
+use alloc::vec::Vec;
 
-use drbd_types::{Gi, Role, VolumeNr};
+use drbd_types::units::SECTORS_PER_BIT;
+use drbd_types::{Fields, Gi, Role, VolumeNr};
 
 use crate::generation::Slots;
 use crate::log_line::Severity;
 use crate::plant::{self, Bug};
+use crate::state::facts;
 
-use super::Core;
+use super::proc::Cx;
+use super::volume::Volume;
+use super::{Core, meta};
 
 impl Core {
     /// Changes the identifiers of a volume with a disk.
@@ -57,14 +62,45 @@ impl Core {
         self.log_slots(nr, "new current UUID");
     }
 
-    /// A new generation because this node writes without its peer from now on. While the bitmap
-    /// slot is in use, the original has none; see [`Slots::begin_generation`]. The caller makes it
+    /// Does the next write without the peer belong to a new generation? While the bitmap slot is in
+    /// use, the original says no; see [`Slots::begin_generation`].
+    fn is_generation_due(&self, nr: VolumeNr) -> bool {
+        let is_new = |v: &Volume| v.slots().bitmap.is_none() || v.marks.current_is_known;
+        !plant::has(Bug::KeepGeneration) && self.volume(nr).is_some_and(is_new)
+    }
+
+    /// Does this change mean that writes go on without the peer's data? A new generation begins
+    /// then: before any of them is reported as done (defect 14.9), or, if I/O is frozen, when it
+    /// goes on and the peer is not back by then. Spec §2.9 A9, A10.
+    pub(super) fn note_generation_due(&mut self, nr: VolumeNr, old: &Fields, new: &Fields) {
+        let is_due = self.volume(nr).is_some_and(Volume::has_disk)
+            && (facts::goes_on_alone(old, new)
+                || facts::loses_target(old, new) && self.may_have_finished(nr))
+            && self.is_generation_due(nr);
+        let Some(volume) = self.volume_mut(nr).filter(|_| is_due) else { return };
+        if facts::writes_are_frozen(new) {
+            volume.marks.uuid_on_thaw = true;
+        } else {
+            volume.marks.generation_due = true;
+        }
+    }
+
+    /// Can the target of the resync have got all that it lacks? Otherwise it is known to be
+    /// Inconsistent, and needs no new generation to be told from this node.
+    fn may_have_finished(&self, nr: VolumeNr) -> bool {
+        let Some(volume) = self.volume(nr) else { return false };
+        let answered = volume.resync.sectors_unacknowledged();
+        let mirrored = self.log.iter().filter(|(_, r)| {
+            r.volume == nr && r.kind.is_write() && r.progress.is_unacknowledged_mirror()
+        });
+        let under_way = answered + mirrored.map(|(_, r)| r.range.len.0).sum::<u64>();
+        volume.dirty_bits() <= under_way.div_ceil(SECTORS_PER_BIT)
+    }
+
+    /// A new generation because this node writes without its peer from now on. The caller makes it
     /// stable. Returns whether there is a new one.
     pub(super) fn begin_generation(&mut self, nr: VolumeNr) -> bool {
-        let Some(volume) = self.volume(nr) else { return false };
-        let slots = volume.slots();
-        let keeps = plant::has(Bug::KeepGeneration);
-        if keeps || !slots.bitmap.is_none() && !volume.marks.current_is_known {
+        if !self.is_generation_due(nr) {
             return false;
         }
         let random = self.random_gi();
@@ -93,4 +129,24 @@ impl Core {
             volume.exposed = random;
         }
     }
+}
+
+/// I/O goes on without the peer: the generations that became due while it was frozen begin, stable
+/// before any write ends that the peer does not have. Returns the volumes without a disk. Spec: states §2.10 (4), §7.5; io-path defect 14.9.
+pub(super) async fn begin_on_thaw(cx: &Cx) -> Vec<VolumeNr> {
+    let mut without_disk = Vec::new();
+    for nr in cx.with(|core| core.all_volumes()) {
+        let taken = cx.with(|core| {
+            let volume = core.volume_mut(nr)?;
+            core::mem::take(&mut volume.marks.uuid_on_thaw).then(|| volume.disk.is_some())
+        });
+        match taken {
+            Some(true) if cx.with(|core| core.begin_generation(nr)) => {
+                let _ = meta::sync(cx, nr).await;
+            }
+            Some(false) => without_disk.push(nr),
+            Some(true) | None => {}
+        }
+    }
+    without_disk
 }

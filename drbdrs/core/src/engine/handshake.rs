@@ -193,7 +193,7 @@ async fn abort_thaw(cx: &Cx, nr: VolumeNr) {
     cx.with(|core| {
         let text = "Aborting Connect, can not thaw IO with an only Consistent peer";
         core.log(Severity::Error, Some(nr), text);
-        core.new_current_uuid(nr);
+        let _ = core.begin_generation(nr);
         if let Some(volume) = core.volume_mut(nr) {
             volume.marks.uuid_on_thaw = false;
         }

@@ -726,15 +726,7 @@ impl Core {
 
 /// I/O goes on without the peer: a new generation first (defect 14.9).
 async fn thaw_alone(cx: &super::proc::Cx) {
-    for nr in cx.with(|core| core.all_volumes()) {
-        let is_due = cx.with(|core| {
-            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
-        });
-        if is_due {
-            cx.with(|core| core.new_current_uuid(nr));
-            let _ = super::meta::sync(cx, nr).await;
-        }
-    }
+    super::generations::begin_on_thaw(cx).await;
     cx.with(|core| {
         if core.volumes.values().all(|v| v.state.conn < Cstate::Connected) {
             core.requests_lost_connection();

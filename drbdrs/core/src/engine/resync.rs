@@ -70,8 +70,9 @@ pub(super) struct ResyncRun {
     /// Of these, with data that is being written here.
     writing: BTreeMap<u64, u64>,
     pub(super) own: Slab<OwnBlock>,
-    /// Answers of this node that the peer has not acknowledged.
-    pub(super) unacknowledged: u64,
+    /// Answers of this node that the peer has not acknowledged, and their sectors.
+    unacknowledged: u64,
+    unacknowledged_sectors: u64,
     /// The source of the bits that come: position in the transfer.
     pub(super) bitmap_position: Option<u64>,
     is_finishing: bool,
@@ -100,6 +101,7 @@ impl ResyncRun {
             writing: BTreeMap::new(),
             own: Slab::new(),
             unacknowledged: 0,
+            unacknowledged_sectors: 0,
             bitmap_position: None,
             is_finishing: false,
             target_done: false,
@@ -165,6 +167,24 @@ impl ResyncRun {
     /// Sectors of requests without final answer.
     pub(super) fn sectors_asked(&self) -> u64 {
         self.asked.values().sum()
+    }
+
+    /// An answer goes to the target.
+    pub(super) const fn note_answered(&mut self, sectors: SectorCount) {
+        self.unacknowledged += 1;
+        self.unacknowledged_sectors += sectors.0;
+    }
+
+    /// The target has one of the answers, of so many bytes.
+    fn note_acknowledged(&mut self, bytes: u32) {
+        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+        let sectors = u64::from(bytes) / 512;
+        self.unacknowledged_sectors = self.unacknowledged_sectors.saturating_sub(sectors);
+    }
+
+    /// Sectors of answers that the target may have written without the source knowing.
+    pub(super) const fn sectors_unacknowledged(&self) -> u64 {
+        self.unacknowledged_sectors
     }
 
     /// Requests and answers under way, part of the counter `pe`.
@@ -664,7 +684,7 @@ impl Core {
     /// P_RS_WRITE_ACK or P_NEG_ACK of a resync block, on the source.
     pub(super) fn on_resync_ack(&mut self, nr: VolumeNr, ack: &BlockAck, ok: bool) {
         if let Some(volume) = self.volume_mut(nr) {
-            volume.resync.unacknowledged = volume.resync.unacknowledged.saturating_sub(1);
+            volume.resync.note_acknowledged(ack.size);
         }
         let Some(range) = ack_range(ack).filter(|range| self.range_on(nr, *range)) else { return };
         if ok {
@@ -739,6 +759,7 @@ impl Core {
         run.writing.clear();
         run.next_step = None;
         run.unacknowledged = 0;
+        run.unacknowledged_sectors = 0;
         run.bitmap_position = None;
         run.failed = 0;
         run.is_finishing = false;

@@ -288,21 +288,21 @@ impl Core {
                 self.send_ack(nr, AckKind::RsIsInSync, serve.range.start, serve.id, size);
             }
             Wish::Resync { thin: true } if answer.is_zero == Some(true) => {
-                self.note_unacknowledged(nr);
+                self.note_answered(nr, serve.range.len);
                 let desc = BlockDesc { sector: serve.range.start, size, undefined: 0 };
                 self.send(nr, Packet::RsDeallocated(desc));
             }
             Wish::Resync { .. } | Wish::Checksum(_) => {
-                self.note_unacknowledged(nr);
+                self.note_answered(nr, serve.range.len);
                 self.count_sent(nr, serve.range.len);
                 self.send_with(nr, Packet::RsDataReply(head, Digest::NONE), data, None);
             }
         }
     }
 
-    fn note_unacknowledged(&mut self, nr: VolumeNr) {
+    fn note_answered(&mut self, nr: VolumeNr, sectors: SectorCount) {
         if let Some(volume) = self.volume_mut(nr) {
-            volume.resync.unacknowledged += 1;
+            volume.resync.note_answered(sectors);
         }
     }
 

@@ -54,6 +54,31 @@ pub fn lost_contact(old: &Fields, new: &Fields) -> bool {
             && matches!(to, Dstate::Diskless | Dstate::Failed | Dstate::Outdated))
 }
 
+/// This node's writes, or those of a Primary that uses its disk, are without the peer's data from
+/// now on. Spec: §2.9 A9, A10.
+pub fn goes_on_alone(old: &Fields, new: &Fields) -> bool {
+    let has_primary = new.role == Role::Primary || new.peer == Role::Primary;
+    let lost = has_primary && lost_contact(old, new);
+    let diskless_primary =
+        new.pdsk < Dstate::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
+    (lost || diskless_primary) && new.disk >= Dstate::UpToDate
+}
+
+/// A Primary that is the source of a resync loses its target. As far as it knows, that one is
+/// Inconsistent; so for the original no contact to data is lost.
+pub fn loses_target(old: &Fields, new: &Fields) -> bool {
+    new.role == Role::Primary
+        && new.disk >= Dstate::UpToDate
+        && matches!(old.conn, Cstate::SyncSource | Cstate::PausedSyncS)
+        && new.conn < Cstate::Connected
+}
+
+/// Nobody writes to this disk before I/O goes on: a peer that is Primary is not bound by the
+/// suspension here.
+pub fn writes_are_frozen(f: &Fields) -> bool {
+    f.is_suspended() && f.peer != Role::Primary
+}
+
 /// New requests of applications are started; otherwise they wait. `version` is the agreed
 /// protocol version; `held` says that the engine keeps them back for a moment (attach, resize,
 /// invalidate, detach, bitmap I/O). Spec: §2.11.

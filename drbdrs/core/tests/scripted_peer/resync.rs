@@ -1,10 +1,12 @@
 //! Resync and verify with a played peer. Spec: wire §8, §9, §10; io-path §8, §9.
 
 use super::rig::*;
+use drbd_core::admin::Command;
 use drbd_core::config::NetConfig;
 use drbd_core::event::{IoFailure, StreamLoss};
+use drbd_core::generation::Slots;
 use drbd_sim::script::Script;
-use drbd_types::{Cstate, Dstate, Gi};
+use drbd_types::{Cstate, Dstate, Gi, Role};
 use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, Uuids};
 use drbd_wire::{Digest, Packet, Stream};
 
@@ -188,6 +190,49 @@ fn a_source_sends_its_bitmap_and_serves() {
     answer_pings(&mut script);
     assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.engine.waits());
     assert_clean(&script);
+}
+
+/// The target may have finished just before it went away: a new generation begins (decision 1).
+#[test]
+fn a_primary_source_that_loses_its_target_begins_a_generation() {
+    for is_frozen in [false, true] {
+        let (mut script, before) = loses_target(true, is_frozen);
+        if is_frozen {
+            assert_eq!(script.volume(0).unwrap().slots, before, "not before I/O goes on");
+            script.command(Command::ResumeIo(V0));
+        }
+        let after = script.volume(0).unwrap().slots;
+        assert!(!after.current.same(before.current), "{is_frozen} {after:?}");
+        assert!(after.history[0].same(before.current), "{is_frozen} {after:?}");
+        assert_eq!(after.bitmap, before.bitmap, "the bits still count from there");
+    }
+}
+
+/// Otherwise the history would be full after two bad links, and the target unknown.
+#[test]
+fn a_target_that_lacks_blocks_needs_no_new_generation() {
+    let (script, before) = loses_target(false, false);
+    assert_eq!(script.volume(0).unwrap().slots, before);
+}
+
+/// A Primary source whose link breaks, perhaps when the only block was under way, and what its
+/// identifiers were.
+fn loses_target(is_answered: bool, is_frozen: bool) -> (Script, Slots) {
+    let mut script = source();
+    send_bitmap(&mut script, &[1]);
+    script.begin(Command::Primary { volume: V0, force: false });
+    script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
+    assert_eq!(script.state(0).role, Role::Primary);
+    if is_answered {
+        script.peer(Stream::Data, 0, request(RequestKind::Resync, 8, 4096), 0);
+    }
+    if is_frozen {
+        script.command(Command::SuspendIo(V0));
+    }
+    let before = script.volume(0).unwrap().slots;
+    script.is_reachable = false;
+    script.lose(Stream::Data, StreamLoss::Reset);
+    (script, before)
 }
 
 #[test]
