@@ -416,14 +416,6 @@ async fn resume_io(cx: &Cx, nr: VolumeNr) -> Reply {
     let wanted = Wanted { mask, val: StateWord(0) };
     let opt = Opt { wait: false, ..Opt::COMMAND };
     let result = request(cx, nr, wanted, opt).await;
-    cx.with(|core| {
-        if result == Ok(Done::Changed) {
-            if core.state(nr).conn < Cstate::Connected {
-                core.requests_lost_connection();
-            }
-            core.touch();
-        }
-    });
     super::change::settled(cx).await;
     changed(result)
 }

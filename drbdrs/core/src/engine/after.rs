@@ -49,7 +49,8 @@ impl Core {
 /// The worker: lives as long as the engine.
 pub(super) async fn worker(cx: Cx) {
     loop {
-        let work = cx.until(|core| core.work.pop_front()).await;
+        // It stays in front until it is done.
+        let work = cx.until(|core| core.work.front().copied()).await;
         match work {
             Work::Volume { nr, old, new } => after_volume(&cx, nr, &old, &new).await,
             Work::Connection { old, new } => after_connection(&cx, old, new).await,
@@ -71,6 +72,7 @@ pub(super) async fn worker(cx: Cx) {
             }
         }
         cx.with(|core| {
+            core.work.pop_front();
             core.work_done += 1;
             core.touch();
         });
@@ -101,7 +103,7 @@ async fn after_volume(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
     if !is_lost(old) && is_lost(new) {
         call_handler(cx, Handler::PriOnInconDegr, Some(nr)).await;
     }
-    thaw(cx, old, new); // A4, A5
+    thaw(cx, old); // A4, A5
     // A6
     let is_source = |s: &Fields| matches!(s.conn, Cstate::SyncSource | Cstate::PausedSyncS);
     if !is_source(old) && is_source(new) && cx.with(|core| core.conn.version >= 96) {
@@ -148,42 +150,37 @@ async fn after_volume(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
 }
 
 /// A4, A5: requests that were frozen go on.
-fn thaw(cx: &Cx, old: &Fields, new: &Fields) {
+///
+/// Not while a handshake runs: what was sent on the connection before may have to be sent again, and
+/// nothing that is new may overtake it.
+fn thaw(cx: &Cx, old: &Fields) {
     cx.with(|core| {
-        let all_connected = core.volumes.values().all(|v| v.state.conn >= Cstate::Connected);
-        if new.susp_nod {
-            let lowest = core.volumes.values().map(|v| v.state.disk).min();
-            let attached = matches!(old.disk, Dstate::Attaching | Dstate::Negotiating)
-                && lowest == Some(Dstate::UpToDate);
-            let reconnected = old.conn < Cstate::Connected && all_connected;
-            // The original hangs if good data comes back in another way, as by a resync.
-            let has_data = |s: &Fields| s.disk == Dstate::UpToDate || s.pdsk == Dstate::UpToDate;
-            let regained = !has_data(old)
-                && core
-                    .volumes
-                    .values()
-                    .all(|v| v.state.role != Role::Primary || has_data(&v.state));
-            let still = core.volumes.values().any(|v| v.state.susp_nod);
-            if still && (attached || reconnected || regained) {
-                if reconnected {
-                    core.resend_frozen();
-                } else {
-                    core.restart_frozen();
-                }
-                let _ = core.set_conn(Wanted::flag(StateWord::SUSP_NOD, false), Opt::HARD);
-            }
+        if !core.is_suspended() {
+            return;
         }
-        if new.susp_fen && all_connected && core.volumes.values().any(|v| v.state.susp_fen) {
+        let all_connected = core.are_all_connected();
+        if all_connected {
+            // The original forgets requests that only the administrator had suspended (defect 14.7).
+            core.resend_frozen();
+        }
+        let reconnected = old.conn < Cstate::Connected && all_connected;
+        // The original hangs if good data comes back in another way, as by a resync.
+        let has_data = |s: &Fields| {
+            s.role != Role::Primary || s.disk == Dstate::UpToDate || s.pdsk == Dstate::UpToDate
+        };
+        let regained = !core.owes_resend() && core.volumes.values().all(|v| has_data(&v.state));
+        let is_set = |core: &Core, flag: fn(&Fields) -> bool| {
+            core.volumes.values().any(|v| flag(&v.state))
+        };
+        if is_set(core, |s| s.susp_nod) && (reconnected || regained) {
+            core.restart_frozen();
+            let _ = core.set_conn(Wanted::flag(StateWord::SUSP_NOD, false), Opt::HARD);
+        }
+        if is_set(core, |s| s.susp_fen) && all_connected {
             for volume in core.volumes.values_mut() {
                 volume.marks.uuid_on_thaw = false;
             }
-            core.resend_frozen();
             let _ = core.set_conn(Wanted::flag(StateWord::SUSP_FEN, false), Opt::HARD);
-        }
-        // The original forgets requests that only the administrator had suspended (defect 14.7).
-        let only_susp = new.susp && !new.susp_nod && !new.susp_fen;
-        if only_susp && old.conn < Cstate::Connected && all_connected {
-            core.resend_frozen();
         }
     });
 }

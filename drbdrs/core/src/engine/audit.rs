@@ -138,7 +138,8 @@ impl Engine {
             let conn = &core.conn;
             lines.push(format!(
                 "connection {:?}: up {}, state sent {}, locked {}, receiver idle {}, queue {:?}, \
-                 epochs {:?}, work {:?} ({} of {} done), open epoch {}, last sent {:?}",
+                 epochs {:?}, work {:?} ({} of {} done), open epoch {}, last sent {:?}, \
+                 stale requests {}",
                 conn.level,
                 conn.is_up,
                 conn.state_sent,
@@ -146,11 +147,12 @@ impl Engine {
                 conn.is_receiver_idle,
                 conn.queue.iter().map(|r| &r.packet).collect::<Vec<_>>(),
                 core.peer_epochs,
-                core.work.len(),
+                core.work,
                 core.work_done,
                 core.work_queued,
                 core.log.open_epoch(),
                 core.sent_epoch,
+                conn.has_stale_requests,
             ));
             for (_, request) in core.log.iter() {
                 lines.push(format!("  in the log: {request:?}"));

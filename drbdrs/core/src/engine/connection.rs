@@ -77,6 +77,9 @@ pub(super) struct Connection {
     pub(super) sent_tokens: VecDeque<(SendToken, ReqKey)>,
     /// The last other send that the transport has confirmed.
     pub(super) last_sent: Option<SendToken>,
+    /// The log has requests of a connection that was lost while I/O was suspended: they are sent
+    /// again on the next one, or lost with the end of the suspension.
+    pub(super) has_stale_requests: bool,
     /// Data of remote reads, until their completion.
     pub(super) read_data: BTreeMap<u64, BufId>,
     /// Mirrored sectors on their way. Spec: io-path §10.2.
@@ -158,6 +161,7 @@ impl Default for Connection {
             is_receiving: true,
             sent_tokens: VecDeque::new(),
             last_sent: None,
+            has_stale_requests: false,
             read_data: BTreeMap::new(),
             sectors_in_flight: 0,
             barrier_sent_at: None,
@@ -532,7 +536,9 @@ async fn clean_up(cx: &Cx) {
         for volume in core.volumes.values_mut() {
             volume.peer_uuids = None;
         }
-        if !core.volumes.values().any(|v| v.state.is_suspended()) {
+        if core.is_suspended() {
+            core.conn.has_stale_requests = !core.log.is_empty();
+        } else {
             core.requests_lost_connection();
         }
     });
@@ -579,6 +585,16 @@ impl Core {
     /// The best disk state of the peer over all volumes.
     pub(super) fn highest_pdsk(&self) -> Dstate {
         self.volumes.values().map(|v| v.state.pdsk).max().unwrap_or(Dstate::DUnknown)
+    }
+
+    /// Have all volumes passed the handshake?
+    pub(super) fn are_all_connected(&self) -> bool {
+        self.volumes.values().all(|v| v.state.conn >= Cstate::Connected)
+    }
+
+    /// Does a connection come up on which requests have to be sent again?
+    pub(super) fn owes_resend(&self) -> bool {
+        self.conn.is_up && self.conn.has_stale_requests
     }
 
     /// Is I/O suspended, for whatever reason?

@@ -126,7 +126,7 @@ pub(super) async fn after_connection(cx: &Cx) {
     }
     generations::begin_on_thaw(cx).await;
     cx.with(|core| {
-        core.requests_lost_connection();
+        core.go_on_alone();
         let _ = core.set_conn(Wanted::flag(StateWord::SUSP_FEN, false), Opt::HARD);
     });
 }

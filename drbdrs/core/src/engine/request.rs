@@ -316,13 +316,10 @@ impl Core {
 
     /// The open epoch ends; the barrier goes out at once, since nothing else waits to be sent.
     pub(super) fn close_epoch(&mut self) {
-        let before = self.log.open_epoch();
         self.log.close_epoch();
-        if self.log.open_epoch() != before && self.conn.is_up {
-            let open = self.log.open_epoch();
-            if self.sent_epoch.is_open() {
-                self.enter_epoch(open);
-            }
+        // Also if the open epoch is empty: writes that are sent again belong to older ones.
+        if self.conn.is_up && self.sent_epoch.is_open() {
+            self.enter_epoch(self.log.open_epoch());
         }
     }
 
@@ -593,11 +590,24 @@ impl Core {
         }
         self.conn.sectors_in_flight = 0;
         self.conn.sent_tokens.clear();
+        self.conn.has_stale_requests = false;
+    }
+
+    /// I/O goes on without the peer. A handshake that runs counted on bits and identifiers as they
+    /// were before: it has to begin again.
+    pub(super) fn go_on_alone(&mut self) {
+        self.requests_lost_connection();
+        if self.conn.state_sent {
+            self.force_conn(Cstate::NetworkFailure);
+        }
     }
 
     /// Frozen requests after the connection came back: what the peer may not have is sent again,
     /// in the old order, with the old epoch numbers. Spec §1.9.
     pub(super) fn resend_frozen(&mut self) {
+        if !core::mem::take(&mut self.conn.has_stale_requests) {
+            return;
+        }
         // What only an own disk has that is not good any more would be lost by the resync.
         let stale = self.log.keys(|r| {
             r.kind.is_write()
@@ -691,7 +701,11 @@ impl Core {
         if !core::mem::replace(&mut self.was_suspended, is_suspended) || is_suspended {
             return;
         }
-        if self.volumes.values().any(|v| v.state.conn >= Cstate::Connected) {
+        if self.are_all_connected() {
+            self.resend_frozen();
+        }
+        let is_connected = self.volumes.values().any(|v| v.state.conn >= Cstate::Connected);
+        if is_connected && !self.conn.has_stale_requests {
             self.release_withheld();
             return;
         }
@@ -700,7 +714,7 @@ impl Core {
         if self.volumes.values().any(is_due) {
             self.start(|cx| async move { thaw_alone(&cx).await });
         } else {
-            self.requests_lost_connection();
+            self.go_on_alone();
             self.release_withheld();
         }
     }
@@ -728,8 +742,9 @@ impl Core {
 async fn thaw_alone(cx: &super::proc::Cx) {
     super::generations::begin_on_thaw(cx).await;
     cx.with(|core| {
-        if core.volumes.values().all(|v| v.state.conn < Cstate::Connected) {
-            core.requests_lost_connection();
+        let is_alone = core.volumes.values().all(|v| v.state.conn < Cstate::Connected);
+        if is_alone || core.conn.has_stale_requests {
+            core.go_on_alone();
         }
         core.release_withheld();
         core.touch();

@@ -6,6 +6,7 @@
 
 mod bad;
 mod disk;
+mod frozen;
 mod peer;
 mod resync;
 mod rig;
