@@ -39,4 +39,6 @@ found_by! {
     old_writes_of_a_lost_primary_are_dropped: 183;
     a_source_with_a_stale_block_is_not_up_to_date: 264;
     demotion_flushes_the_own_disk: 416;
+    a_frozen_flush_does_not_keep_the_bitmap_back: 750;
+    a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
 }

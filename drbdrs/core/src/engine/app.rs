@@ -20,7 +20,9 @@ use crate::event::{AppOp, AppRequest, IoFailure};
 use crate::ids::AppId;
 use crate::interval::Intervals;
 use crate::plant::{self, Bug};
+use crate::request::Request;
 use crate::request::log::ReqKey;
+use crate::request::progress::Local;
 use crate::slab::{Key, Slab};
 use crate::state::facts;
 
@@ -100,6 +102,12 @@ impl AppQueues {
     #[cfg(any(test, feature = "check"))]
     pub(super) fn in_batch(&self) -> usize {
         self.al_batch.len()
+    }
+
+    /// Admitted requests outside of the log for which no disk works.
+    fn at_rest(&self) -> usize {
+        let flushed = self.flushes.iter().filter(|(_, flush)| flush.local.is_some()).count();
+        self.al_queue.len() + self.conflicting.len() + flushed
     }
 
     /// Does a write wait for the activity log?
@@ -470,29 +478,33 @@ impl Core {
         self.volume(nr).is_none_or(|v| v.app.admitted == 0)
     }
 
-    /// Is everything that is under way finished, and only withheld because I/O is suspended? It can
-    /// not be waited for. Its blocks are marked, as far as the peer may lack them.
+    /// Is I/O suspended, and does nothing under way go on before it is resumed? Then it can not be
+    /// waited for. The blocks of finished writes are marked, as far as the peer may lack them.
     pub(super) fn is_app_frozen(&mut self, nr: VolumeNr) -> bool {
         if !self.is_suspended() {
             return false;
         }
         let Some(volume) = self.volume(nr) else { return true };
-        let app = &volume.app;
+        let is_stale = self.conn.has_stale_requests;
+        let is_busy = |r: &Request| {
+            r.progress.local == Local::Pending || !(is_stale || r.progress.is_finished())
+        };
         let in_log = self.log.iter().filter(|(_, r)| r.volume == nr && !r.is_completed).count();
-        let is_settled = app.admitted as usize == in_log
-            && self.log.iter().all(|(_, r)| r.volume != nr || r.progress.is_finished());
-        if is_settled {
-            let keys =
-                self.log.keys(|r| r.volume == nr && r.kind.is_write() && !r.progress.is_on_both());
-            for key in keys {
-                if let Some(range) = self.log.get(key).map(|r| r.range)
-                    && let Some(volume) = self.volume_mut(nr)
-                {
-                    volume.set_out_of_sync(range);
-                }
+        if volume.app.admitted as usize != in_log + volume.app.at_rest()
+            || self.log.iter().any(|(_, r)| r.volume == nr && is_busy(r))
+        {
+            return false;
+        }
+        let keys =
+            self.log.keys(|r| r.volume == nr && r.kind.is_write() && !r.progress.is_on_both());
+        for key in keys {
+            if let Some(range) = self.log.get(key).map(|r| r.range)
+                && let Some(volume) = self.volume_mut(nr)
+            {
+                volume.set_out_of_sync(range);
             }
         }
-        is_settled
+        true
     }
 
     /// A volume ends: what waits for it fails.

@@ -127,3 +127,25 @@ fn writes_of_all_volumes_are_sent_again_behind_the_whole_handshake() {
     assert_clean(&script);
     assert_eq!(script.engine.log_len(), 0);
 }
+
+/// Who waits for it waits for the end of the suspension, which may need the resync.
+#[test]
+fn a_frozen_flush_does_not_keep_the_bitmap_back() {
+    let mut script = alone();
+    assert_eq!(script.command(Command::Primary { volume: V0, force: false }).code, 1);
+    script.holds = true;
+    let flush = script.app(V0, |_| AppOp::Flush);
+    script.begin(Command::SuspendIo(V0));
+    script.answer_all();
+    script.holds = false;
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    script.sent.clear();
+    greet(&mut script, &net, peer_state());
+    assert_eq!(script.state(0).conn, Cstate::WFBitMapS, "{:?}", script.log);
+    let is_bitmap = |p: &Packet| matches!(p, Packet::Bitmap(_) | Packet::CompressedBitmap(_));
+    assert!(sent(&mut script).iter().any(is_bitmap));
+    assert!(!script.completed.contains_key(&flush.0), "still suspended");
+    script.begin(Command::ResumeIo(V0));
+    assert_eq!(script.completed[&flush.0], Ok(()));
+}
