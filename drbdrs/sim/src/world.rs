@@ -230,7 +230,7 @@ impl World {
 
     fn arm(&mut self, node: usize) {
         let deadline = self.nodes[node].engine.next_deadline();
-        let deadline = deadline.map(|at| Tick(self.clocks[node].world(at)));
+        let deadline = deadline.map(|at| Tick(self.clocks[node].world(at)).max(self.now));
         if let Some(at) = deadline
             && self.timers[node].is_none_or(|armed| at < armed || armed <= self.now)
         {
@@ -621,7 +621,10 @@ impl World {
         self.now = Tick(at.max(self.now.0));
         self.steps += 1;
         match happening {
-            Happening::Timer(node) if life == self.lives[node] => {
+            // One that was armed again meanwhile rings then.
+            Happening::Timer(node)
+                if life == self.lives[node] && self.timers[node] == Some(self.now) =>
+            {
                 self.timers[node] = None;
                 self.feed(node, Event::Timer);
             }
