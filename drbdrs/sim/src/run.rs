@@ -10,7 +10,7 @@ mod carry_out;
 mod check;
 mod heal;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use drbd_core::admin::Command;
 use drbd_types::{ByteLen, Cstate, Fields, Gi, SectorCount};
@@ -70,6 +70,8 @@ pub struct Run {
     is_split: bool,
     /// Who gives its data up then.
     victim: usize,
+    /// Volumes of a node that can only become well again as Secondary.
+    demotions: [BTreeSet<u16>; 2],
     /// Operations by the operator.
     pub repairs: u64,
 }
@@ -130,6 +132,7 @@ impl Run {
             lines: [0; 2],
             is_split: false,
             victim: 1,
+            demotions: [BTreeSet::new(), BTreeSet::new()],
             repairs: 0,
         }
     }

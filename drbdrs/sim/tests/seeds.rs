@@ -39,6 +39,10 @@ found_by! {
     old_writes_of_a_lost_primary_are_dropped: 183;
     a_source_with_a_stale_block_is_not_up_to_date: 264;
     demotion_flushes_the_own_disk: 416;
+    a_primary_that_lost_its_data_is_demoted: 292;
     a_frozen_flush_does_not_keep_the_bitmap_back: 750;
+    a_slow_resync_is_not_stuck: 801;
+    a_frozen_victim_of_a_split_brain_is_thawed: 971;
+    a_primary_with_older_data_is_demoted: 1268;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
 }

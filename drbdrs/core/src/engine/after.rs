@@ -169,9 +169,8 @@ fn thaw(cx: &Cx, old: &Fields) {
             s.role != Role::Primary || s.disk == Dstate::UpToDate || s.pdsk == Dstate::UpToDate
         };
         let regained = !core.owes_resend() && core.volumes.values().all(|v| has_data(&v.state));
-        let is_set = |core: &Core, flag: fn(&Fields) -> bool| {
-            core.volumes.values().any(|v| flag(&v.state))
-        };
+        let is_set =
+            |core: &Core, flag: fn(&Fields) -> bool| core.volumes.values().any(|v| flag(&v.state));
         if is_set(core, |s| s.susp_nod) && (reconnected || regained) {
             core.restart_frozen();
             let _ = core.set_conn(Wanted::flag(StateWord::SUSP_NOD, false), Opt::HARD);

@@ -79,8 +79,7 @@ fn two_primaries_of(net: &NetConfig) -> Script {
 fn greet_volume(script: &mut Script, volume: u16) {
     let state = peer_state();
     let sizes = Packet::Sizes(sizes());
-    for packet in
-        [sync_param(), sizes, Packet::Uuids(uuids(CURRENT)), Packet::State(state.pack())]
+    for packet in [sync_param(), sizes, Packet::Uuids(uuids(CURRENT)), Packet::State(state.pack())]
     {
         script.peer(Stream::Data, volume, packet, 0);
     }

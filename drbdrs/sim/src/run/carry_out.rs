@@ -198,6 +198,7 @@ impl Run {
             }
         }
         self.scripts[node] = Script::default();
+        self.demotions[node].clear();
         self.oracle.stopped(node, self.setup.net.protocol == Protocol::C);
         if power_cut && self.setup.is_volatile {
             self.oracle.power_cut(node);

@@ -3,6 +3,7 @@
 
 use drbd_core::action::AppError;
 use drbd_core::config::{Fencing, Protocol};
+use drbd_core::log_line::LogLine;
 use drbd_types::{Cstate, Dstate, Fields, Role};
 
 use super::{Checked, Pending, Run, broken};
@@ -63,13 +64,15 @@ impl Run {
     // ---- states ----
 
     pub(super) fn read_log(&mut self, node: usize) {
-        let texts: Vec<String> = self.world.nodes[node].log
-            [self.lines[node].min(self.world.nodes[node].log.len())..]
-            .iter()
-            .map(|line| line.text.clone())
-            .collect();
+        let new = self.lines[node].min(self.world.nodes[node].log.len());
+        let lines = self.world.nodes[node].log[new..].to_vec();
         self.lines[node] = self.world.nodes[node].log.len();
-        for text in texts {
+        for LogLine { volume, text, .. } in lines {
+            if let Some(volume) = volume
+                && asks_for_demotion(&text)
+            {
+                self.demotions[node].insert(volume.0);
+            }
             if text.starts_with("Split-Brain detected") && text.contains("solved. Sync from") {
                 let loser = if text.contains("Sync from peer") { node } else { 1 - node };
                 for volume in self.volumes() {
@@ -166,7 +169,8 @@ impl Run {
     pub(super) fn responsible(&self, node: usize, volume: u16) -> [bool; 2] {
         let mut nodes = [false; 2];
         let Some(state) = self.state(node, volume) else { return nodes };
-        if state.disk == Dstate::UpToDate {
+        // An Inconsistent disk of a node that is alone still answers with its good blocks.
+        if state.disk == Dstate::UpToDate || state.conn < Cstate::Connected {
             nodes[node] = true;
         } else {
             nodes[1 - node] = true;
@@ -277,4 +281,13 @@ impl Run {
             node.is_up && node.offers.get(&volume).is_some_and(|offer| offer.is_primary)
         })
     }
+}
+
+/// A Primary whose data is older than the peer's does not become the target of a resync, and one
+/// that has lost its disk takes no other data than what it had last: both stay apart until an
+/// administrator demotes them. Spec: states §3.7, §4.5.
+fn asks_for_demotion(text: &str) -> bool {
+    text == "I shall become SyncTarget, but I am primary!"
+        || text.starts_with("Can only connect to data with current UUID=")
+        || text.starts_with("Can only attach to data with current UUID=")
 }
