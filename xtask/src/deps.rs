@@ -1,6 +1,8 @@
-//! `cargo xtask deps`: every dependency has an accepted licence and comes from the registry.
+//! `cargo xtask deps`: every dependency has an accepted licence, comes from the registry, and has no
+//! known advisory, as far as the advisories are on this machine.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use cargo_metadata::MetadataCommand;
 use serde::Deserialize;
@@ -53,10 +55,26 @@ pub(crate) fn deps() -> Result<(), Failure> {
     } else {
         return Err(Failure(bad.join("\n")));
     }
-    if run::has("cargo-deny") {
-        run::cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    if !run::has("cargo-deny") {
+        println!("deps: advisories not checked: cargo-deny is not installed");
+        return Ok(());
     }
-    Ok(())
+    run::cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    if !cargo_home.is_some_and(|home| has_advisories(&home)) {
+        println!(
+            "deps: advisories not checked: no copy of them here (`cargo deny fetch` gets one)"
+        );
+        return Ok(());
+    }
+    run::cargo(&["deny", "--offline", "check", "advisories"])
+}
+
+/// Is there a copy of the database of advisories where cargo-deny keeps it?
+fn has_advisories(cargo_home: &Path) -> bool {
+    let folder = std::fs::read_dir(cargo_home.join("advisory-dbs"));
+    folder.is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| e.path().is_dir())))
 }
 
 /// Evaluates a licence expression: `/` and `OR` need one accepted side, `AND` both.
