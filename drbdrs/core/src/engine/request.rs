@@ -608,15 +608,7 @@ impl Core {
         if !core::mem::take(&mut self.conn.has_stale_requests) {
             return;
         }
-        // What only an own disk has that is not good any more would be lost by the resync.
-        let stale = self.log.keys(|r| {
-            r.kind.is_write()
-                && !r.is_completed
-                && matches!(r.progress.remote, Remote::None)
-                && r.progress.is_finished()
-                && self.state(r.volume).disk < Dstate::UpToDate
-        });
-        self.restart(stale);
+        self.restart_stale();
         self.conn.sent_tokens.clear();
         self.conn.sectors_in_flight = 0;
         for key in self.log.keys(|_| true) {
@@ -640,12 +632,24 @@ impl Core {
     /// again from the top.
     pub(super) fn restart_frozen(&mut self) {
         let failed = self.log.keys(|r| {
-            let is_stale = matches!(r.progress.remote, Remote::None)
-                && r.kind.is_write()
-                && self.state(r.volume).disk < Dstate::UpToDate;
-            !r.is_completed && r.progress.is_finished() && (!r.progress.is_success() || is_stale)
+            let is_frozen = !r.is_completed && r.progress.is_finished();
+            is_frozen && (!r.progress.is_success() || self.is_stale(r))
         });
         self.restart(failed);
+    }
+
+    /// What only an own disk has that is not good any more would be lost by the resync.
+    fn restart_stale(&mut self) {
+        let stale =
+            self.log.keys(|r| !r.is_completed && r.progress.is_finished() && self.is_stale(r));
+        self.restart(stale);
+    }
+
+    fn is_stale(&self, request: &Request) -> bool {
+        request.kind.is_write()
+            && request.progress.local == Local::Ok
+            && !request.progress.is_on_both()
+            && self.state(request.volume).disk < Dstate::UpToDate
     }
 
     /// These requests start again from the top, in their order.
@@ -720,6 +724,7 @@ impl Core {
     }
 
     fn release_withheld(&mut self) {
+        self.restart_stale();
         for key in self.log.keys(|_| true) {
             self.advance(key);
         }
