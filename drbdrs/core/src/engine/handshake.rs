@@ -48,6 +48,9 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     {
         if packet.conn >= Cstate::StartingSyncS && packet.conn <= Cstate::WFSyncUUID {
             real = Dstate::Inconsistent;
+        } else if old.conn == Cstate::Ahead {
+            // It is about the time before the peer heard of that.
+            real = old.pdsk;
         } else if old.conn >= Cstate::SyncSource && packet.conn == Cstate::Connected {
             if cx.with(|core| resync::on_target_done(core, nr)) {
                 // The rest of the packet is about the time after the resync.

@@ -2,10 +2,10 @@
 
 use super::rig::*;
 use drbd_core::action::DiskOp;
-use drbd_core::config::{NetConfig, Protocol};
+use drbd_core::config::{NetConfig, OnCongestion, Protocol};
 use drbd_core::event::{IoFailure, StreamLoss};
 use drbd_sim::script::Held;
-use drbd_types::Dstate;
+use drbd_types::{Cstate, Dstate, Fields, Role};
 use drbd_wire::packet::{AckKind, BlockId, DpFlags, RequestKind};
 use drbd_wire::{Digest, Packet, Stream};
 
@@ -171,4 +171,23 @@ fn overlapping_writes_keep_their_order() {
     script.answer_all();
     assert_eq!(acks(&mut script).len(), 2);
     assert_clean(&script);
+}
+
+/// What the peer said before it heard that this node is Ahead is no end of a resync: looking for one
+/// went on for ever.
+#[test]
+fn a_state_of_the_peer_from_before_it_is_behind_changes_nothing() {
+    let mut script = primary_with(NetConfig {
+        protocol: Protocol::A,
+        on_congestion: OnCongestion::PullAhead,
+        congestion_fill: drbd_types::SectorCount(8),
+        ..NetConfig::default()
+    });
+    write(&mut script, 8);
+    write(&mut script, 16);
+    let ahead = script.state(0);
+    assert_eq!(ahead.conn, Cstate::Ahead, "{:?}", script.log);
+    let state = Fields { peer: Role::Primary, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
+    assert_eq!(script.state(0), ahead);
 }
