@@ -45,4 +45,5 @@ found_by! {
     a_frozen_victim_of_a_split_brain_is_thawed: 971;
     a_primary_with_older_data_is_demoted: 1268;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
+    a_refused_attach_does_not_become_up_to_date: 1895;
 }

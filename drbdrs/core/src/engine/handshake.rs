@@ -157,9 +157,15 @@ async fn store(
         new.peer = packet.role;
         new.pdsk = peer_disk;
         new.peer_isp = packet.aftr_isp || packet.user_isp;
-        let candidate = core.volume(nr).and_then(|v| v.candidate);
+        let volume = core.volume(nr);
+        let candidate = volume.and_then(|v| v.candidate);
+        // Without its identifiers nothing is known about the peer's data: it did not take part in
+        // the attach. The original takes the own disk for good then.
+        let is_known =
+            peer_disk < Dstate::Inconsistent || volume.is_some_and(|v| v.peer_uuids.is_some());
         if matches!(conn, Cstate::Connected | Cstate::WFBitMapS)
             && new.disk == Dstate::Negotiating
+            && is_known
             && let Some((disk, _)) = candidate
         {
             new.disk = disk;
