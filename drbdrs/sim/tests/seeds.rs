@@ -46,4 +46,6 @@ found_by! {
     a_primary_with_older_data_is_demoted: 1268;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
     a_refused_attach_does_not_become_up_to_date: 1895;
+    a_promotion_ends_before_a_handshake: 2813;
+    resume_io_waits_for_the_end_of_a_handshake: 3673;
 }

@@ -400,6 +400,8 @@ async fn resume_sync(cx: &Cx, nr: VolumeNr) -> Reply {
 
 /// Spec: states §7.5.
 async fn resume_io(cx: &Cx, nr: VolumeNr) -> Reply {
+    // A handshake decides by the identifiers that the peer was told.
+    cx.until(|core| (!core.conn.state_sent).then_some(())).await;
     // The suspension is one of the resource: every volume goes on.
     for nr in generations::begin_on_thaw(cx).await {
         cx.with(|core| {

@@ -473,13 +473,15 @@ async fn send_parameters(cx: &Cx) {
         if let Some(params) = core.protocol_params() {
             core.send(VolumeNr(0), Packet::Protocol(params));
         }
-        // From here on roles and disks stay as they are told. A promotion that runs holds its
-        // mutex and is waited for below.
     });
-    for nr in cx.with(|core| core.all_volumes()) {
-        let lock = super::change::lock(cx, nr).await;
-        lock.release(cx);
-    }
+    // From here on roles, disks and identifiers stay as they are told: promotions that run hold
+    // their mutex, new generations are made by the worker.
+    cx.until(|core| {
+        let is_busy =
+            !core.work.is_empty() || core.volume_numbers().any(|nr| core.is_state_locked(nr));
+        (core.conn.is_ending() || !is_busy).then_some(())
+    })
+    .await;
     cx.with(|core| {
         if core.conn.is_ending() {
             return;

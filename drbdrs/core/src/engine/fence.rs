@@ -119,7 +119,11 @@ impl Core {
 pub(super) async fn after_connection(cx: &Cx) {
     let thaws = cx.with(|core| {
         let is_frozen = core.volumes.values().any(|v| v.state.susp_fen);
-        is_frozen && core.highest_pdsk() <= Dstate::Outdated && !core.volumes.is_empty()
+        // A handshake decides by what the peer was told: its end, or that of the connection, thaws.
+        is_frozen
+            && !core.conn.state_sent
+            && core.highest_pdsk() <= Dstate::Outdated
+            && !core.volumes.is_empty()
     });
     if !thaws {
         return;

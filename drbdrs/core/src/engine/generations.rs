@@ -132,13 +132,16 @@ impl Core {
 }
 
 /// I/O goes on without the peer: the generations that became due while it was frozen begin, stable
-/// before any write ends that the peer does not have. Returns the volumes without a disk. Spec: states §2.10 (4), §7.5; io-path defect 14.9.
+/// before any write ends that the peer does not have. Returns the volumes without a disk.
+/// Spec: states §2.10 (4), §7.5; io-path defect 14.9.
 pub(super) async fn begin_on_thaw(cx: &Cx) -> Vec<VolumeNr> {
     let mut without_disk = Vec::new();
     for nr in cx.with(|core| core.all_volumes()) {
         let taken = cx.with(|core| {
             let volume = core.volume_mut(nr)?;
-            core::mem::take(&mut volume.marks.uuid_on_thaw).then(|| volume.disk.is_some())
+            let is_due = core::mem::take(&mut volume.marks.uuid_on_thaw);
+            // With the peer back, it gets what was frozen.
+            (is_due && facts::writes_alone(&volume.state)).then(|| volume.disk.is_some())
         });
         match taken {
             Some(true) if cx.with(|core| core.begin_generation(nr)) => {

@@ -61,20 +61,25 @@ async fn drain(cx: &Cx, nr: VolumeNr) -> Result<(), Refusal> {
 }
 
 async fn change_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> Changed {
-    let (result, forced) = loop {
+    loop {
         let version = cx.with(|core| core.state_version);
         let lock = lock(cx, nr).await;
         let (result, forced) = try_role(cx, nr, role, force).await;
+        if result == Ok(Done::Changed) {
+            // No handshake begins before the identifiers are those of the new role.
+            follow_change(cx, nr, role, forced).await;
+        }
         lock.release(cx);
         // While the state is transient the mutex is free for others.
         if result != Err(Refusal::InTransientState) {
-            break (result, forced);
+            return result;
         }
         cx.until(move |core| (core.state_version != version).then_some(())).await;
-    };
-    if result? == Done::Nothing {
-        return Ok(Done::Nothing);
     }
+}
+
+/// What a change of the role brings with it.
+async fn follow_change(cx: &Cx, nr: VolumeNr, role: Role, forced: bool) {
     settled(cx).await;
     if forced {
         let text = "Forced to consider local data as UpToDate!";
@@ -96,7 +101,6 @@ async fn change_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> Changed 
         }
         core.announce_device(nr);
     });
-    Ok(Done::Changed)
 }
 
 async fn try_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> (Changed, bool) {

@@ -44,6 +44,11 @@ pub fn report_out_of_sync(f: &Fields) -> bool {
     matches!(f.conn, Cstate::Ahead | Cstate::WFBitMapS)
 }
 
+/// What is written now is neither sent nor reported to the peer.
+pub fn writes_alone(f: &Fields) -> bool {
+    f.conn < Cstate::Connected || !(must_replicate(f) || report_out_of_sync(f))
+}
+
 /// Contact to the peer's data was lost. Spec: §2.9.
 pub fn lost_contact(old: &Fields, new: &Fields) -> bool {
     let is_vague = |d: Dstate| matches!(d, Dstate::DUnknown | Dstate::Outdated);
