@@ -107,9 +107,7 @@ impl Pair {
     ) -> Result<Self> {
         let dir = TempDir::new()?;
         let conf = dir.path().join("drbd.conf");
-        static PAIRS: AtomicU32 = AtomicU32::new(0);
-        let pair = PAIRS.fetch_add(1, Ordering::Relaxed) % 16;
-        let minor = 10_000 + std::process::id() % 30_000 * 32 + pair * 2;
+        let minor = new_minor();
         let ports = free_ports(minor)?;
         let mut text = format!("global {{ usage-count no; }}\nresource r0 {{\n{body}\n");
         for (name, port) in ["alpha", "beta"].into_iter().zip(ports) {
@@ -166,9 +164,16 @@ impl Pair {
     }
 }
 
+/// The first of two minors that no other test of this machine has.
+fn new_minor() -> u32 {
+    static PAIRS: AtomicU32 = AtomicU32::new(0);
+    let pair = PAIRS.fetch_add(1, Ordering::Relaxed) % 16;
+    10_000 + std::process::id() % 30_000 * 32 + pair * 2
+}
+
 /// Ports that nobody has now. They lie below those that outgoing connections get: else a node that
 /// calls its absent peer could reach itself.
-fn free_ports(start: u32) -> Result<[u16; 2]> {
+pub(crate) fn free_ports(start: u32) -> Result<[u16; 2]> {
     let mut free = (0..10_000_u32).map(|n| 20_000 + (start + n) % 12_000).filter_map(|port| {
         let port = u16::try_from(port).ok()?;
         TcpListener::bind(("127.0.0.1", port)).ok().map(|_| port)
@@ -194,6 +199,28 @@ pub fn eventually<T>(
 }
 
 impl Node {
+    /// A node with a directory in `dir` and a configuration file that is still to be written.
+    ///
+    /// # Errors
+    /// No files.
+    pub fn alone(programs: &Programs, name: &'static str, dir: &Path) -> Result<Self> {
+        let folder = dir.join(name);
+        std::fs::create_dir(&folder)?;
+        Ok(Self {
+            programs: programs.clone(),
+            name,
+            dir: folder,
+            conf: dir.join("drbd.conf"),
+            minor: new_minor(),
+            child: None,
+        })
+    }
+
+    /// The configuration file.
+    pub fn conf(&self) -> &Path {
+        &self.conf
+    }
+
     /// Directory of sockets and status file.
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
