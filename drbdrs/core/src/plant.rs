@@ -40,7 +40,7 @@ pub enum Bug {
     NeverThaw,
     /// The target of a resync reads marked blocks locally (33).
     ReadStale,
-    /// A failed write of the peer is acknowledged as good.
+    /// A failed write of the peer counts as good.
     HideWriteError,
 }
 

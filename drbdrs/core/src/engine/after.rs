@@ -105,8 +105,7 @@ async fn after_volume(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
     }
     thaw(cx, old); // A4, A5
     // A6
-    let is_source = |s: &Fields| matches!(s.conn, Cstate::SyncSource | Cstate::PausedSyncS);
-    if !is_source(old) && is_source(new) && cx.with(|core| core.conn.version >= 96) {
+    if !facts::is_source(old) && facts::is_source(new) && cx.with(|core| core.conn.version >= 96) {
         resync::send_sync_uuid(cx, nr).await;
     }
     // A7

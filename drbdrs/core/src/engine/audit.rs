@@ -5,9 +5,13 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use drbd_types::{AlExtentNr, VolumeNr};
+use drbd_types::{AlExtentNr, Cstate, Dstate, RsExtentNr, VolumeNr};
 
 use super::Engine;
+use super::volume::Volume;
+use crate::request::Request;
+use crate::request::progress::Local;
+use crate::resync::extents::al_extents_of;
 
 impl Engine {
     /// Invariants that hold after every event; what is broken, in words.
@@ -33,6 +37,9 @@ impl Engine {
                         "volume {nr}: ap is {admitted}, but {open} in the log and {queued} before"
                     ));
                 }
+                found.extend(core.audit_references(volume));
+                found.extend(core.audit_locks(volume));
+                found.extend(core.audit_reads(volume));
             }
         });
         found
@@ -94,7 +101,7 @@ impl Engine {
         })
     }
 
-    /// Is a write to one of these sectors under way, of the application or of the peer?
+    /// Is a write to one of these sectors under way, of the application or of the peer's?
     pub fn is_being_written(&self, volume: u16, sectors: drbd_types::SectorRange) -> bool {
         self.procs.with(|core| {
             let own = core.log.iter().any(|(_, r)| {
@@ -117,8 +124,7 @@ impl Engine {
 
     /// Set bits of a volume.
     pub fn dirty_bits(&self, volume: u16) -> u64 {
-        self.procs
-            .with(|core| core.volumes.get(&volume).map_or(0, super::volume::Volume::dirty_bits))
+        self.procs.with(|core| core.volumes.get(&volume).map_or(0, Volume::dirty_bits))
     }
 
     /// Is a connection configured?
@@ -182,6 +188,50 @@ impl Engine {
             }
         });
         lines
+    }
+}
+
+impl super::Core {
+    /// A write that only this node is known to have on stable storage keeps its extents hot, or its
+    /// blocks are marked (11).
+    fn audit_references(&self, volume: &Volume) -> Option<String> {
+        let disk = volume.disk.as_ref()?;
+        let is_safe = |request: &Request| {
+            let bits = request.range.bits_touched();
+            let extents = request.range.al_extents_touched();
+            let are_hot = extents.clone().all(|e| disk.al.in_use(Self::al_extent(e)));
+            are_hot || disk.bitmap.count_in(bits.start.0..bits.end.0) == bits.end.0 - bits.start.0
+        };
+        let (_, request) = self.log.iter().find(|(_, r)| {
+            let is_local = r.volume == volume.nr && r.progress.local == Local::Ok;
+            is_local && r.progress.is_unacknowledged_mirror() && !is_safe(r)
+        })?;
+        Some(format!("volume {}: {request:?} is neither hot nor marked (11)", volume.nr))
+    }
+
+    /// What a target still lacks is not read from its own disk (33).
+    fn audit_reads(&self, volume: &Volume) -> Option<String> {
+        let disk = volume.disk.as_ref()?;
+        let is_target = volume.state.disk == Dstate::Inconsistent
+            && matches!(volume.state.conn, Cstate::SyncTarget | Cstate::PausedSyncT);
+        let is_stale = |request: &Request| {
+            let bits = request.range.bits_touched();
+            !request.kind.is_write()
+                && request.progress.local == Local::Pending
+                && disk.bitmap.count_in(bits.start.0..bits.end.0) > 0
+        };
+        let (_, request) =
+            self.log.iter().find(|(_, r)| is_target && r.volume == volume.nr && is_stale(r))?;
+        Some(format!("volume {}: {request:?} reads what is out of date (33)", volume.nr))
+    }
+
+    /// No write of this node is in flight where a resync works (31).
+    fn audit_locks(&self, volume: &Volume) -> Option<String> {
+        let disk = volume.disk.as_ref()?;
+        let is_written =
+            |extent: &RsExtentNr| al_extents_of(*extent).any(|extent| disk.al.in_use(extent));
+        let extent = volume.extents.locked().find(is_written)?;
+        Some(format!("volume {}: a write in the locked extent {extent:?} (31)", volume.nr))
     }
 }
 

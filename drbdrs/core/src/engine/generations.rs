@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use drbd_types::units::SECTORS_PER_BIT;
-use drbd_types::{Fields, Gi, Role, VolumeNr};
+use drbd_types::{Dstate, Fields, Gi, Role, VolumeNr};
 
 use crate::generation::Slots;
 use crate::log_line::Severity;
@@ -33,7 +33,10 @@ impl Core {
             let sb = &mut disk.superblock;
             (sb.current, sb.bitmap, sb.history) = (slots.current, slots.bitmap, slots.history);
             if slots.current != before.current {
-                volume.exposed = slots.current;
+                // A disk that is being left is not what the application sees any more.
+                if volume.state.disk >= Dstate::Inconsistent {
+                    volume.exposed = slots.current;
+                }
                 volume.marks.current_is_known &= slots.current.same(before.current);
             }
             self.mark_dirty(nr);

@@ -202,13 +202,18 @@ async fn abort_thaw(cx: &Cx, nr: VolumeNr) {
     cx.with(|core| {
         let text = "Aborting Connect, can not thaw IO with an only Consistent peer";
         core.log(Severity::Error, Some(nr), text);
-        let _ = core.begin_generation(nr);
-        if let Some(volume) = core.volume_mut(nr) {
-            volume.marks.uuid_on_thaw = false;
-        }
     });
-    // Stable before any write that the peer may not have is reported as done.
-    let _ = meta::sync(cx, nr).await;
+    // Stable before any write that the peer may not have is reported as done; in all volumes, since
+    // the requests of all of them end.
+    for nr in cx.with(|core| core.all_volumes()) {
+        let is_due = cx.with(|core| {
+            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
+        });
+        if is_due {
+            let _ = cx.with(|core| core.begin_generation(nr));
+            let _ = meta::sync(cx, nr).await;
+        }
+    }
     cx.with(|core| {
         core.requests_lost_connection();
         let wanted = super::change::Wanted::conn(Cstate::ProtocolError);

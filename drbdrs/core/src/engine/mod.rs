@@ -29,6 +29,7 @@ mod generations;
 mod handshake;
 mod io;
 mod meta;
+mod overtaken;
 mod params;
 mod peer_write;
 mod proc;

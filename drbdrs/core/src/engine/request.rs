@@ -150,8 +150,11 @@ impl Core {
         let has_local = volume.has_disk();
         let remote = if facts::must_replicate(&state) {
             Remote::Mirror(protocol)
-        } else if facts::report_out_of_sync(&state) && volume.set_out_of_sync(range) > 0 {
-            // Set before the local write begins: a crash must find them.
+        } else if facts::report_out_of_sync(&state) {
+            // Set before the local write begins: a crash must find them. Told even if they were set
+            // before: a write that is under way may be about to clear them over there.
+            volume.set_out_of_sync(range);
+            self.overtake(nr, range);
             Remote::OutOfSync
         } else {
             Remote::None
@@ -467,6 +470,10 @@ impl Core {
         if request.is_postponed {
             return;
         }
+        if self.will_be_overwritten(request) {
+            self.restart(alloc::vec![key]);
+            return;
+        }
         // What the application writes because of this completion is in a later epoch.
         if request.kind.is_write() && request.epoch == self.log.open_epoch() {
             self.close_epoch();
@@ -488,6 +495,16 @@ impl Core {
         let data = self.conn.read_data.remove(&key.raw());
         self.touch();
         self.out.push(Action::CompleteApp { id: request.app, result, data });
+    }
+
+    /// Only a disk has it that is about to be synced from the peer, which does not have it: this
+    /// is no copy. The write finds its way to the peer, or fails.
+    fn will_be_overwritten(&self, request: &Request) -> bool {
+        let disk = self.state(request.volume).disk;
+        request.kind.is_write()
+            && !request.progress.is_on_peer()
+            && (Dstate::Inconsistent..Dstate::Consistent).contains(&disk)
+            && request.attempts < ATTEMPTS_MAX
     }
 
     /// A read failed here or there: again from the top, where another way may be found.
@@ -521,8 +538,11 @@ impl Core {
         if request.kind.is_write() {
             if !request.progress.is_on_both() && !plant::has(Bug::ForgetToMark) {
                 volume.set_out_of_sync(request.range);
+                if request.progress.remote == Remote::None {
+                    self.overtake(nr, request.range);
+                }
             } else if request.progress.is_in_sync_on_peer() {
-                self.clear_bits(nr, request.range);
+                self.clear_current(nr, request.range);
             }
         }
         if request.holds_al {
@@ -664,13 +684,18 @@ impl Core {
             if request.is_in_tree {
                 volume.app.tree.remove(request.range, Writer::Own(key));
             }
+            // A disk that is to be synced may hold it already, and nobody else does.
+            if request.kind.is_write() && volume.state.disk < Dstate::Consistent {
+                volume.set_out_of_sync(request.range);
+            }
             let again = crate::event::AppRequest {
                 id: request.app,
                 volume: nr,
                 op: op_of(request.kind, request.range),
             };
             volume.app.admitted = volume.app.admitted.saturating_sub(1);
-            volume.app.waiting.push_front(Parked { request: again, attempts: 0, extents_held: 0 });
+            let attempts = request.attempts.saturating_add(1);
+            volume.app.waiting.push_front(Parked { request: again, attempts, extents_held: 0 });
         }
         self.touch();
     }

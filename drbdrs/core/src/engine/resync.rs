@@ -1,7 +1,7 @@
 //! Resynchronisation: its start on both sides, the requests of the target, the accounting, its end.
 //! Spec: io-path-and-resync.md §8; states-and-generations.md §3.4, §11.2, §11.3.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 
 use drbd_types::{
@@ -20,6 +20,7 @@ use crate::resync::extents::TryLock;
 use crate::resync::progress::{ChecksumLine, DoneLine, Progress, Run, left_to_sync};
 use crate::resync::throttle::{Look, Throttle};
 use crate::slab::{Key, Slab};
+use crate::state::facts;
 
 use super::acks::ack_range;
 use super::after::Work;
@@ -71,8 +72,10 @@ pub(super) struct ResyncRun {
     writing: BTreeMap<u64, u64>,
     pub(super) own: Slab<OwnBlock>,
     /// Answers of this node that the peer has not acknowledged, and their sectors.
-    unacknowledged: u64,
+    pub(super) unacknowledged: u64,
     unacknowledged_sectors: u64,
+    /// Blocks that were marked while the peer still owed an answer that clears them.
+    pub(super) overtaken: BTreeSet<u64>,
     /// The source of the bits that come: position in the transfer.
     pub(super) bitmap_position: Option<u64>,
     is_finishing: bool,
@@ -102,6 +105,7 @@ impl ResyncRun {
             own: Slab::new(),
             unacknowledged: 0,
             unacknowledged_sectors: 0,
+            overtaken: BTreeSet::new(),
             bitmap_position: None,
             is_finishing: false,
             target_done: false,
@@ -261,6 +265,10 @@ pub(super) async fn start(cx: &Cx, nr: VolumeNr, side: Side) {
         });
         return;
     }
+    if side == Side::Target && cx.with(|core| core.has_checksums()) {
+        // Equal blocks are not written again: what a lost connection left in the cache has to last.
+        super::io::flush_data(cx, nr).await;
+    }
     let begun = cx.with(|core| core.begin_resync(nr, side));
     if begun && side == Side::Source && cx.with(|core| core.conn.version < 96) {
         send_sync_uuid(cx, nr).await;
@@ -333,11 +341,15 @@ impl Core {
         true
     }
 
+    /// May a resync compare checksums?
+    fn has_checksums(&self) -> bool {
+        self.conn.version >= 89
+            && self.conn.net.as_ref().is_some_and(|net| !net.csums_alg.is_empty())
+    }
+
     fn reset_run(&mut self, nr: VolumeNr, side: Side) {
         let now = self.now;
-        let version = self.conn.version;
-        let has_csums =
-            version >= 89 && self.conn.net.as_ref().is_some_and(|net| !net.csums_alg.is_empty());
+        let has_csums = self.has_checksums();
         let only_after_crash = self.conn.net.as_ref().is_some_and(|net| net.csums_after_crash_only);
         let Some(volume) = self.volume_mut(nr) else { return };
         let total = volume.dirty_bits();
@@ -397,6 +409,9 @@ impl Core {
     /// What changes of the state mean for a resync or verify. Spec: states §2.8, 1, 7 to 10.
     pub(super) fn follow_resync(&mut self, nr: VolumeNr, old: &Fields, new: &Fields) {
         let now = self.now;
+        if !facts::is_source(old) && facts::is_source(new) {
+            self.begin_as_source(nr);
+        }
         let was_paused = matches!(old.conn, Cstate::PausedSyncS | Cstate::PausedSyncT);
         let is_paused = matches!(new.conn, Cstate::PausedSyncS | Cstate::PausedSyncT);
         let was_running = matches!(old.conn, Cstate::SyncSource | Cstate::SyncTarget);
@@ -688,7 +703,7 @@ impl Core {
         }
         let Some(range) = ack_range(ack).filter(|range| self.range_on(nr, *range)) else { return };
         if ok {
-            self.clear_bits(nr, range);
+            self.clear_current(nr, range);
         } else {
             self.count_failed(nr, range);
         }
@@ -760,6 +775,7 @@ impl Core {
         run.next_step = None;
         run.unacknowledged = 0;
         run.unacknowledged_sectors = 0;
+        run.overtaken.clear();
         run.bitmap_position = None;
         run.failed = 0;
         run.is_finishing = false;

@@ -284,7 +284,7 @@ impl Core {
                 self.send(nr, Packet::OvReply(request_of(serve, size), digest));
             }
             Wish::Checksum(theirs) if answer.digest == Some(theirs) => {
-                self.clear_bits(nr, serve.range);
+                self.clear_current(nr, serve.range);
                 self.send_ack(nr, AckKind::RsIsInSync, serve.range.start, serve.id, size);
             }
             Wish::Resync { thin: true } if answer.is_zero == Some(true) => {

@@ -169,21 +169,21 @@ impl Progress {
     /// A write that was not acknowledged by a barrier goes out once more on a new connection.
     /// Returns whether it must be sent. Spec §1.9 "Resend".
     ///
-    /// A write that the peer acknowledged itself need not be sent again: the handshake has proved
-    /// that the peer did not restart. In protocol A there was no such acknowledgement.
-    pub fn resend(&mut self) -> bool {
-        let Remote::Mirror(protocol) = self.remote else { return false };
-        if self.remote_done {
-            return false;
-        }
-        if self.remote_ok && protocol != Protocol::A {
-            self.remote_done = true;
+    /// In the original one that the peer acknowledged itself is not sent again, which relies on
+    /// the peer not having lost its cache meanwhile. Nothing proves that.
+    pub const fn resend(&mut self) -> bool {
+        if !self.is_unacknowledged_mirror() {
             return false;
         }
         self.is_queued = true;
         self.is_pending = true;
         self.remote_ok = false;
         true
+    }
+
+    /// What the peer has cleared is marked again.
+    pub const fn forget_in_sync(&mut self) {
+        self.peer_in_sync = false;
     }
 
     /// The peer still owes an answer (the counter `pe`).
@@ -210,6 +210,11 @@ impl Progress {
     /// Success needs one copy. Spec §15 invariant 1.
     pub const fn is_success(&self) -> bool {
         matches!(self.local, Local::Ok) || self.remote_ok
+    }
+
+    /// The peer has it.
+    pub const fn is_on_peer(&self) -> bool {
+        self.remote_ok
     }
 
     /// Both copies are good.
@@ -301,9 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_peer_acknowledged_itself_is_not_resent() {
+    fn only_what_a_barrier_confirmed_is_not_resent() {
+        let mut flushed = after(write(Protocol::C), &[LocalOk, Sent, WriteAck, BarrierAck]);
+        assert!(!flushed.resend() && flushed.may_be_forgotten() && flushed.is_on_both());
         let mut acked = after(write(Protocol::C), &[LocalOk, Sent, WriteAck]);
-        assert!(!acked.resend() && acked.may_be_forgotten() && acked.is_on_both());
+        assert!(acked.resend() && !acked.is_finished(), "it may be in a cache that is gone");
         let mut open = after(write(Protocol::C), &[LocalOk, Sent]);
         assert!(open.resend() && !open.is_finished());
         let mut read = Progress::new(false, Remote::Read);

@@ -119,6 +119,12 @@ impl RsExtents {
         Self { entries, half_way: None, opened: false, uses: 0 }
     }
 
+    /// The extents in which requests of the resync run.
+    #[cfg(any(test, feature = "check"))]
+    pub(crate) fn locked(&self) -> impl Iterator<Item = RsExtentNr> {
+        self.entries.iter().filter(|entry| entry.references > 0).map(|entry| entry.extent)
+    }
+
     /// The generating side (SyncTarget, VerifyS) wants to make a request in this extent. `in_use`:
     /// [`crate::al::ActivityLog::in_use`]. `throttled`: the resync has to step aside for the
     /// application ([`super::throttle::Throttle::look`]).

@@ -49,6 +49,11 @@ pub fn writes_alone(f: &Fields) -> bool {
     f.conn < Cstate::Connected || !(must_replicate(f) || report_out_of_sync(f))
 }
 
+/// The source of a resync, running or paused.
+pub const fn is_source(f: &Fields) -> bool {
+    matches!(f.conn, Cstate::SyncSource | Cstate::PausedSyncS)
+}
+
 /// Contact to the peer's data was lost. Spec: §2.9.
 pub fn lost_contact(old: &Fields, new: &Fields) -> bool {
     let is_vague = |d: Dstate| matches!(d, Dstate::DUnknown | Dstate::Outdated);
