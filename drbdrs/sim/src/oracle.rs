@@ -242,6 +242,16 @@ impl Oracle {
         ))
     }
 
+    /// The sectors that a write went to.
+    pub fn sectors_of(&self, id: WriteId) -> Vec<u64> {
+        let Some(volume) = self.writes.get(&id).map(|write| write.volume) else {
+            return Vec::new();
+        };
+        let all = self.sectors.range((volume, 0)..=(volume, u64::MAX));
+        let own = all.filter(|(_, history)| history.iter().any(|(write, _)| *write == id));
+        own.map(|((_, sector), _)| *sector).collect()
+    }
+
     /// All sectors that were ever written.
     pub fn known_sectors(&self, volume: u16) -> impl Iterator<Item = u64> + '_ {
         self.sectors.range((volume, 0)..=(volume, u64::MAX)).map(|((_, sector), _)| *sector)

@@ -8,6 +8,7 @@
 
 mod carry_out;
 mod check;
+mod copies;
 mod heal;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

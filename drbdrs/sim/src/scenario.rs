@@ -187,6 +187,43 @@ impl Scenario {
         let ops = operations(&mut chance, &setup);
         Self { seed, setup, ops }
     }
+
+    /// A Primary that becomes the target of a resync again and again: it loses its disk, goes on
+    /// with the peer's, gets its disk back, and reads what it wrote meanwhile.
+    pub fn primary_as_target(seed: u64) -> Self {
+        let mut chance = Chance::new(seed ^ 0x7A26_0000);
+        let mut setup = setup(&mut chance);
+        setup.is_in_sync = true;
+        setup.faults = Faults::NONE;
+        let main = side(&mut chance);
+        let volume = 0;
+        let nr = VolumeNr(volume);
+        let size = setup.volumes[0];
+        let mut ops = vec![(
+            0,
+            Op::Admin { node: main, command: Command::Primary { volume: nr, force: false } },
+        )];
+        let mut at = 1_000_000;
+        for _ in 0..4 {
+            let detach = Command::Detach { volume: nr, force: false };
+            ops.push((at, Op::Admin { node: main, command: detach }));
+            at += 1_000_000;
+            let starts: Vec<u64> = (0..12).map(|_| chance.below(size - 16)).collect();
+            for start in &starts {
+                let (node, start, how) = (main, *start, How::Plain);
+                ops.push((at, Op::Write { node, volume, start, len: 16, how }));
+            }
+            at += 1_000_000;
+            ops.push((at, Op::Attach { node: main, volume }));
+            for _ in 0..60 {
+                at += chance.below(20_000);
+                let start = pick(&mut chance, &starts);
+                ops.push((at, Op::Read { node: main, volume, start, len: 16 }));
+            }
+            at += 3_000_000;
+        }
+        Self { seed, setup, ops }
+    }
 }
 
 fn setup(chance: &mut Chance) -> Setup {

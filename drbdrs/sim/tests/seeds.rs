@@ -17,6 +17,14 @@ fn nothing_goes_wrong() {
     }
 }
 
+#[test]
+fn a_primary_may_be_the_target() {
+    for seed in 0..20 {
+        let violation = judge(&Scenario::primary_as_target(seed), false).violation;
+        assert_eq!(violation, None, "seed {seed}");
+    }
+}
+
 macro_rules! found_by {
     ($($name:ident: $seed:literal;)*) => {
         $(#[test]
@@ -48,4 +56,9 @@ found_by! {
     a_refused_attach_does_not_become_up_to_date: 1895;
     a_promotion_ends_before_a_handshake: 2813;
     resume_io_waits_for_the_end_of_a_handshake: 3673;
+    what_congestion_kept_back_is_reported_again: 1237;
+    an_ack_that_comes_late_clears_no_newer_mark: 1295;
+    a_partly_superseded_write_is_marked: 81;
+    every_volume_has_its_generation_before_requests_end: 3488;
+    equal_checksums_are_flushed_before_bits_are_cleared: 4577;
 }

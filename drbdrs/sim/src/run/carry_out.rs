@@ -35,6 +35,12 @@ impl Run {
             }
             Op::Admin { node, command } => self.command(*node, command.clone()),
             Op::Attach { node, volume } => {
+                // What `drbdadm attach` does first; it fails where the attach will fail too.
+                let is_diskless =
+                    self.state(*node, *volume).is_some_and(|s| s.disk == Dstate::Diskless);
+                if is_diskless {
+                    let _ = self.apply_log(*node, *volume);
+                }
                 let command = self.attach(*node, *volume);
                 self.command(*node, command);
             }

@@ -20,6 +20,7 @@ impl Run {
         }
         for volume in self.volumes() {
             self.check_covered(volume)?;
+            self.check_targets(volume)?;
         }
         Ok(())
     }
@@ -235,7 +236,13 @@ impl Run {
                 Protocol::A | Protocol::B => is_lossy = !obliged[node] || their.is_none(),
             }
         }
+        // Before this version a write that overlaps one of the other Primary in part is dropped, not
+        // done again.
+        is_lossy |= self.setup.net.two_primaries && self.setup.net.versions.1 < 100;
         self.oracle.end(id, End { is_ok: result.is_ok(), obliged, is_lossy, durable: [false; 2] });
+        if obliged[other] && !is_lossy {
+            self.check_copy(other, volume, id)?;
+        }
         let fencing = self.setup.disk[node].fencing;
         let is_unfenced =
             state.conn < Cstate::Connected && state.pdsk == Dstate::DUnknown && state.susp_fen;
