@@ -19,6 +19,7 @@ const TOOLS: &[Tool] = &[
     Tool { probe: "ip", package: "iproute2" },
     Tool { probe: "mkfs.ext4", package: "e2fsprogs" },
     Tool { probe: "bash", package: "bash" },
+    Tool { probe: "strip", package: "binutils" },
     Tool { probe: "man", package: "man-db" },
     Tool { probe: QEMU, package: "qemu-system-x86" },
     Tool { probe: "qemu-img", package: "qemu-utils" },
