@@ -39,6 +39,7 @@ found_by! {
     a_lost_connection_has_no_deadlines: 21;
     references_end_with_their_disk: 37;
     what_an_earlier_process_wrote_is_flushed_at_attach: 38;
+    without_activity_log_a_lost_disk_is_copied_whole: 69;
     no_ack_no_cleared_bits: 73;
     suspended_writes_of_a_bad_disk_start_again: 110;
     a_source_leaves_a_resync_with_failed_blocks: 118;
@@ -61,4 +62,6 @@ found_by! {
     a_partly_superseded_write_is_marked: 81;
     every_volume_has_its_generation_before_requests_end: 3488;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
+    a_disk_lost_while_alone_is_copied_whole: 608;
+    a_failed_disk_is_announced_before_the_only_copy: 1253;
 }

@@ -164,7 +164,8 @@ impl Core {
         let Some(volume) = self.volume(nr) else { return false };
         let state = &volume.state;
         let limit = self.conn.net.as_ref().map_or(ADMITTED_MAX, |net| net.max_buffers);
-        let is_held = volume.holds > 0 || volume.marks.generation_due;
+        let is_held =
+            volume.holds > 0 || volume.marks.generation_due || volume.marks.failure_untold;
         facts::accepts_io(state, self.conn.version, is_held) && volume.app.admitted <= limit
     }
 

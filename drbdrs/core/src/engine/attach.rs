@@ -268,7 +268,10 @@ impl Core {
         let mut al = ActivityLog::new(ActivityLog::slots_for(config.al_extents, layout));
         al.set_layout(layout);
         let mut superblock = superblock;
-        let was_disabled = superblock.flags.contains(Flags::AL_DISABLED);
+        // Without an activity log nobody knows what a Primary was writing, be it a crash or only the
+        // loss of this disk: its bitmap may have been lost with it.
+        let needs_full_sync = superblock.flags.contains(Flags::AL_DISABLED)
+            && superblock.flags.intersects(Flags::PRIMARY | Flags::CRASHED_PRIMARY);
         superblock.flags.set(Flags::AL_DISABLED, !config.al_updates);
         volume.disk = Some(Disk {
             superblock,
@@ -282,7 +285,7 @@ impl Core {
             writing: meta::Writing::default(),
             in_flight: 0,
             is_failing: false,
-            needs_full_sync: was_disabled,
+            needs_full_sync,
             bitmap_size: SectorCount(0),
         });
         volume.config = config;
@@ -294,12 +297,9 @@ impl Core {
 /// The bitmap as it is on disk, or all bits.
 async fn read_bitmap(cx: &Cx, nr: VolumeNr, _change: size::Change) -> Result<(), Refused> {
     let must_set_all = cx.with(|core| {
-        core.volume(nr).and_then(|v| v.disk.as_ref().map(|disk| (v, disk))).is_some_and(
-            |(v, disk)| {
-                disk.superblock.flags.contains(Flags::FULL_SYNC)
-                    || (v.marks.crashed_primary && disk.needs_full_sync)
-            },
-        )
+        core.volume(nr).and_then(|v| v.disk.as_ref()).is_some_and(|disk| {
+            disk.superblock.flags.contains(Flags::FULL_SYNC) || disk.needs_full_sync
+        })
     });
     if must_set_all {
         cx.with(|core| {
@@ -481,9 +481,13 @@ pub(super) async fn disk_failed(cx: &Cx, nr: VolumeNr, new: &Fields) {
             core.send_state(nr, *new);
         }
         core.cancel_resync(nr);
-        if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
-            disk.is_failing = true;
+        if let Some(volume) = core.volume_mut(nr) {
+            volume.marks.failure_untold = false;
+            if let Some(disk) = volume.disk.as_mut() {
+                disk.is_failing = true;
+            }
         }
+        core.touch();
     });
     let _ = meta::sync(cx, nr).await;
     // The rest waits for the disk, which may take for ever: not in the worker.

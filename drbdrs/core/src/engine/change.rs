@@ -268,6 +268,12 @@ impl Core {
                 self.info(nr, "Resumed AL updates");
             }
         }
+        if old.disk != Dstate::Failed
+            && new.disk == Dstate::Failed
+            && let Some(volume) = self.volume_mut(nr)
+        {
+            volume.marks.failure_untold = true;
+        }
         self.announce_device(nr);
     }
 

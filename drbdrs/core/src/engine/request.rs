@@ -43,8 +43,8 @@ impl Core {
         if kind.is_write() {
             self.check_congestion(nr);
         }
-        let state = self.state(nr);
-        if state.is_suspended() {
+        let is_untold = self.volume(nr).is_some_and(|v| v.marks.failure_untold);
+        if self.state(nr).is_suspended() || (is_untold && kind.is_write()) {
             self.postpone(nr, parked, range);
             return;
         }
@@ -106,7 +106,7 @@ impl Core {
         })
     }
 
-    /// I/O was suspended meanwhile: the request starts again from the top.
+    /// I/O was suspended meanwhile, or the disk has failed: the request starts again from the top.
     fn postpone(&mut self, nr: VolumeNr, mut parked: Parked, range: SectorRange) {
         self.put_extents(nr, range, parked.extents_held);
         parked.extents_held = 0;

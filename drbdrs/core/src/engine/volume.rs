@@ -91,6 +91,9 @@ pub(super) struct Marks {
     pub(super) before_handler_done: bool,
     /// A new generation has to be stable before anything that the peer does not get is completed.
     pub(super) generation_due: bool,
+    /// The own disk has failed and the peer does not know yet. What it gets without knowing, it does
+    /// not mark, and this disk may not be able to.
+    pub(super) failure_untold: bool,
     /// The own current UUID was sent to the peer at least once: it is no secret any more.
     pub(super) current_is_known: bool,
 }
@@ -114,7 +117,7 @@ pub(super) struct Disk {
     pub(super) in_flight: u32,
     /// No more I/O is given to it; it is being left.
     pub(super) is_failing: bool,
-    /// The activity log was not kept when the node went down.
+    /// It was written without an activity log, and may have been lost on the way.
     pub(super) needs_full_sync: bool,
     /// Size that the bitmap is made for.
     pub(super) bitmap_size: SectorCount,

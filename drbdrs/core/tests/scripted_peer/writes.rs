@@ -2,8 +2,8 @@
 
 use super::rig::*;
 use drbd_core::config::Protocol;
-use drbd_core::event::{AppOp, StreamLoss};
-use drbd_types::Cstate;
+use drbd_core::event::{AppOp, IoFailure, StreamLoss};
+use drbd_types::{Cstate, Dstate};
 use drbd_wire::packet::{AckKind, BlockId, DpFlags};
 use drbd_wire::{Packet, Stream};
 
@@ -231,4 +231,21 @@ fn without_a_disk_reads_go_to_the_peer() {
     }
     assert!(script.completed[&id.0].is_err());
     assert_clean(&script);
+}
+
+/// What the peer gets without knowing that it has the only copy, it does not mark.
+#[test]
+fn the_peer_learns_of_a_failed_disk_before_it_gets_the_only_copy() {
+    let mut script = primary();
+    script.holds = true;
+    write(&mut script, 8);
+    assert!(sent(&mut script).is_empty(), "the activity log comes first");
+    script.answer(0, Some(IoFailure::Device(5)));
+    script.answer_all();
+    let sent = sent(&mut script);
+    let failed = sent.iter().position(|p| {
+        matches!(p, Packet::State(word) if word.unpack().unwrap().disk == Dstate::Failed)
+    });
+    let data = sent.iter().position(|p| matches!(p, Packet::Data(..)));
+    assert!(failed.is_some() && data.is_some() && failed < data, "{sent:?}");
 }
