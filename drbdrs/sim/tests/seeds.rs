@@ -63,5 +63,7 @@ found_by! {
     every_volume_has_its_generation_before_requests_end: 3488;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     a_disk_lost_while_alone_is_copied_whole: 608;
+    below_version_100_a_superseded_write_is_done_again: 1024;
     a_failed_disk_is_announced_before_the_only_copy: 1253;
+    an_empty_epoch_is_not_acknowledged: 1391;
 }

@@ -74,6 +74,12 @@ impl Core {
             AckKind::RecvAck => Happened::RecvAck,
             AckKind::WriteAck => Happened::WriteAck,
             AckKind::RsWriteAck => Happened::RsWriteAck,
+            // Below version 100 this says that the own write met one of the peer, not that the peer's
+            // covers it.
+            AckKind::Superseded if self.conn.version < 100 => {
+                self.postpone_write(key?);
+                return Some(());
+            }
             AckKind::Superseded => Happened::Superseded,
             AckKind::NegDataReply => Happened::NegDataReply,
             AckKind::NegAck => {

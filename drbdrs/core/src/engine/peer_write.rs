@@ -612,6 +612,10 @@ impl Core {
     fn finish_retried(&mut self) {
         if self.conn.retried.is_empty() {
             return;
+            // Nobody waits for an epoch of which nothing is left. Spec: wire-protocol.md §6.3.
+            if size > 0 {
+                self.send_meta(VolumeNr(0), Packet::BarrierAck(BarrierId::from_number(nr.0), size));
+            }
         }
         let retried = core::mem::take(&mut self.conn.retried);
         for (own, epoch) in retried {

@@ -638,6 +638,7 @@ impl Core {
                     if request.progress.resend() {
                         self.send_request(key);
                     }
+            request.is_postponed = false;
                 }
                 Remote::Read => request.progress.on(Happened::ConnectionLost),
                 Remote::OutOfSync => request.progress.on(Happened::Sent),

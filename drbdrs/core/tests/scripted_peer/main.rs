@@ -5,6 +5,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
 mod bad;
+mod conflicts;
 mod disk;
 mod frozen;
 mod peer;

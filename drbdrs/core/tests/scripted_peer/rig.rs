@@ -51,9 +51,12 @@ pub(crate) fn connected() -> Script {
 }
 
 pub(crate) fn connected_with(net: NetConfig) -> Script {
-    let mut script = alone();
+    connect(alone(), &net)
+}
+
+pub(crate) fn connect(mut script: Script, net: &NetConfig) -> Script {
     script.connect(net.clone());
-    greet(&mut script, &net, peer_state());
+    greet(&mut script, net, peer_state());
     assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.log);
     script.sent.clear();
     script
@@ -126,7 +129,10 @@ pub(crate) fn peer_connected() -> Fields {
 
 /// Connected; this node is Primary and the peer has agreed.
 pub(crate) fn primary_with(net: NetConfig) -> Script {
-    let mut script = connected_with(net);
+    promote(connected_with(net))
+}
+
+pub(crate) fn promote(mut script: Script) -> Script {
     let ticket = script.begin(Command::Primary { volume: V0, force: false });
     answer_pings(&mut script);
     assert!(script.sent.iter().any(|s| matches!(s.packet, Packet::StateChgReq(..))));
