@@ -273,6 +273,7 @@ impl Core {
         let needs_full_sync = superblock.flags.contains(Flags::AL_DISABLED)
             && superblock.flags.intersects(Flags::PRIMARY | Flags::CRASHED_PRIMARY);
         superblock.flags.set(Flags::AL_DISABLED, !config.al_updates);
+        volume.claims.all_marked();
         volume.disk = Some(Disk {
             superblock,
             is_dirty: false,

@@ -147,6 +147,7 @@ impl Core {
             return Err("receive_bitmap: packets of two volumes are mixed".into());
         }
         let Some(volume) = self.volume_mut(nr) else { return Err("no volume".into()) };
+        volume.claims.all_marked();
         let Some(disk) = volume.disk.as_mut() else { return Ok(false) };
         let bits = disk.bitmap.bits();
         let position = volume.resync.bitmap_position.unwrap_or(0);

@@ -447,6 +447,7 @@ impl Core {
         self.sent_epoch.forget();
         self.peer_epochs.lost();
         for volume in self.volumes.values_mut() {
+            volume.claims.forget();
             volume.seq_out = 0;
             volume.seq_in = 0;
             volume.reply = None;

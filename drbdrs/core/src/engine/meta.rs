@@ -248,9 +248,12 @@ impl Core {
 pub(super) async fn set_all_bits(cx: &Cx, nr: VolumeNr) -> Result<(), MetaError> {
     set_flag(cx, nr, Flags::FULL_SYNC, true).await?;
     cx.with(|core| {
-        if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
+        if let Some(volume) = core.volume_mut(nr)
+            && let Some(disk) = volume.disk.as_mut()
+        {
             disk.bitmap.set_all();
             disk.bitmap.mark_all_changed();
+            volume.claims.all_marked();
         }
         core.touch();
     });

@@ -29,6 +29,7 @@ use crate::slab::{Key, Slab};
 
 use super::Core;
 use super::app::Writer;
+use super::claims::Claim;
 use super::io::Purpose;
 
 /// What is to be done with the disk.
@@ -93,18 +94,6 @@ impl PeerWrites {
 
     pub(super) const fn is_empty(&self) -> bool {
         self.all.is_empty()
-    }
-
-    /// The source has newer data here than what is under way: these writes clear no bits.
-    fn outdate(&mut self, sectors: SectorRange) {
-        let is_older = |write: &PeerWrite| write.range.overlaps(sectors);
-        let older = self.all.iter().filter(|(_, write)| is_older(write));
-        let keys: Vec<PeerWriteKey> = older.map(|(key, _)| key).collect();
-        for key in keys {
-            if let Some(write) = self.all.get_mut(key) {
-                write.may_set_in_sync = false;
-            }
-        }
     }
 
     /// The activity log is gone with its disk.
@@ -178,6 +167,7 @@ impl Core {
         if is_only_copy {
             volume.set_out_of_sync(range);
         }
+        let may_set_in_sync = block.flags.contains(DpFlags::MAY_SET_IN_SYNC) && !is_only_copy;
         let key = volume.peer_writes.all.insert(PeerWrite {
             range,
             what,
@@ -185,7 +175,7 @@ impl Core {
             id: block.id,
             seq: block.seq,
             size,
-            may_set_in_sync: block.flags.contains(DpFlags::MAY_SET_IN_SYNC) && !is_only_copy,
+            may_set_in_sync,
             wants_write_ack,
             order,
             is_in_tree: false,
@@ -196,6 +186,9 @@ impl Core {
             is_orphan: false,
             is_told: false,
         });
+        if may_set_in_sync {
+            volume.claims.make(range, Claim::Peer(key));
+        }
         volume.peer_writes.undone.insert(range, (order, key));
         volume.peer_writes.waiting.push_back(key);
         self.touch();
@@ -207,6 +200,7 @@ impl Core {
         self.forget_order(nr, key);
         let Some(volume) = self.volume_mut(nr) else { return };
         let Some(write) = volume.peer_writes.all.remove(key) else { return };
+        volume.claims.end(write.range, Claim::Peer(key));
         if write.is_in_tree {
             volume.app.tree.remove(write.range, Writer::Peer(key));
         }
@@ -324,6 +318,7 @@ impl Core {
             is_orphan: false,
             is_told: false,
         });
+        volume.claims.make(range, Claim::Peer(key));
         volume.peer_writes.undone.insert(range, (order, key));
         volume.peer_writes.waiting.push_back(key);
         self.touch();
@@ -493,7 +488,6 @@ impl Core {
         if result.is_err() {
             if !is_resync {
                 volume.set_out_of_sync(range);
-                volume.peer_writes.outdate(range);
             }
             self.on_data_error(nr, false);
         } else if is_resync && wants_flush {
@@ -543,12 +537,13 @@ impl Core {
         if write.is_in_tree {
             volume.app.tree.remove(write.range, Writer::Peer(key));
         }
+        let claimed = volume.claims.end(write.range, Claim::Peer(key));
         let ok = write.result.is_ok();
         let is_connected = conn >= Cstate::Connected && !write.is_orphan;
         match write.epoch {
             None => {
-                if ok && write.may_set_in_sync {
-                    self.clear_bits(nr, write.range);
+                if ok {
+                    self.clear_claimed(nr, claimed);
                 }
                 if is_connected {
                     let kind = if ok { AckKind::RsWriteAck } else { AckKind::NegAck };
@@ -564,7 +559,7 @@ impl Core {
                     && write.may_set_in_sync
                     && (Cstate::SyncSource..=Cstate::PausedSyncT).contains(&conn);
                 if in_sync {
-                    self.clear_bits(nr, write.range);
+                    self.clear_claimed(nr, claimed);
                 }
                 let kind = match (ok, in_sync) {
                     (false, _) => AckKind::NegAck,
@@ -603,8 +598,11 @@ impl Core {
                 self.flush_epoch(round);
             }
             let Some((nr, size)) = self.peer_epochs.take_acknowledged() else { break };
-            self.send_meta(VolumeNr(0), Packet::BarrierAck(BarrierId::from_number(nr.0), size));
             self.touch();
+            // Nobody waits for an epoch of which nothing is left. Spec: wire-protocol.md §6.3.
+            if size > 0 {
+                self.send_meta(VolumeNr(0), Packet::BarrierAck(BarrierId::from_number(nr.0), size));
+            }
         }
     }
 
@@ -612,10 +610,6 @@ impl Core {
     fn finish_retried(&mut self) {
         if self.conn.retried.is_empty() {
             return;
-            // Nobody waits for an epoch of which nothing is left. Spec: wire-protocol.md §6.3.
-            if size > 0 {
-                self.send_meta(VolumeNr(0), Packet::BarrierAck(BarrierId::from_number(nr.0), size));
-            }
         }
         let retried = core::mem::take(&mut self.conn.retried);
         for (own, epoch) in retried {
@@ -799,10 +793,10 @@ impl Core {
         };
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.peer_writes.all.remove(key);
+        volume.claims.end(write.range, Claim::Peer(key));
         volume.app.tree.remove(write.range, Writer::Peer(key));
         if kind == AckKind::Superseded && !covers {
-            // The sender is not told to write it again, and what the own write leaves out is only
-            // there.
+            // A kernel does not write it again, and what the own write leaves out is only there.
             volume.set_out_of_sync(write.range);
         }
         self.send_ack(nr, kind, write.range.start, write.id, write.size);
@@ -852,7 +846,6 @@ impl Core {
         let Some(range) = SectorRange::new(desc.sector, len) else { return false };
         let Some(volume) = self.volume_mut(nr) else { return false };
         volume.set_out_of_sync(range);
-        volume.peer_writes.outdate(range);
         self.touch();
         true
     }

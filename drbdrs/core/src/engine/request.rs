@@ -25,6 +25,7 @@ use crate::state::facts;
 
 use super::Core;
 use super::app::{Parked, Writer};
+use super::claims::Claim;
 use super::io::Purpose;
 
 /// A read that failed so often is not tried again.
@@ -154,7 +155,6 @@ impl Core {
             // Set before the local write begins: a crash must find them. Told even if they were set
             // before: a write that is under way may be about to clear them over there.
             volume.set_out_of_sync(range);
-            self.overtake(nr, range);
             Remote::OutOfSync
         } else {
             Remote::None
@@ -286,6 +286,9 @@ impl Core {
         };
         let is_waiting_for_transport = protocol == Protocol::A;
         let token = is_waiting_for_transport.then(|| self.token());
+        if may_set && let Some(volume) = self.volume_mut(nr) {
+            volume.claims.make(request.range, Claim::Write(key));
+        }
         self.conn.sectors_in_flight += request.range.len.0;
         if data.is_some() {
             self.count_sent(nr, request.range.len);
@@ -536,13 +539,11 @@ impl Core {
             volume.app.tree.remove(request.range, Writer::Own(key));
         }
         if request.kind.is_write() {
+            let claimed = volume.claims.end(request.range, Claim::Write(key));
             if !request.progress.is_on_both() && !plant::has(Bug::ForgetToMark) {
                 volume.set_out_of_sync(request.range);
-                if request.progress.remote == Remote::None {
-                    self.overtake(nr, request.range);
-                }
             } else if request.progress.is_in_sync_on_peer() {
-                self.clear_current(nr, request.range);
+                self.clear_claimed(nr, claimed);
             }
         }
         if request.holds_al {
@@ -633,12 +634,12 @@ impl Core {
         self.conn.sectors_in_flight = 0;
         for key in self.log.keys(|_| true) {
             let Some(request) = self.log.get_mut(key) else { continue };
+            request.is_postponed = false;
             match request.progress.remote {
                 Remote::Mirror(_) => {
                     if request.progress.resend() {
                         self.send_request(key);
                     }
-            request.is_postponed = false;
                 }
                 Remote::Read => request.progress.on(Happened::ConnectionLost),
                 Remote::OutOfSync => request.progress.on(Happened::Sent),
@@ -682,6 +683,7 @@ impl Core {
                 self.put_extents(nr, request.range, u32::MAX);
             }
             let Some(volume) = self.volume_mut(nr) else { continue };
+            volume.claims.end(request.range, Claim::Write(key));
             if request.is_in_tree {
                 volume.app.tree.remove(request.range, Writer::Own(key));
             }
@@ -716,6 +718,7 @@ impl Core {
             op: op_of(request.kind, request.range),
         };
         let Some(volume) = self.volume_mut(nr) else { return };
+        volume.claims.end(request.range, Claim::Write(key));
         volume.app.tree.remove(request.range, Writer::Own(key));
         volume.app.admitted = volume.app.admitted.saturating_sub(1);
         volume.app.waiting.push_front(Parked { request: again, attempts: 0, extents_held: 0 });

@@ -1,8 +1,9 @@
 //! Resynchronisation: its start on both sides, the requests of the target, the accounting, its end.
 //! Spec: io-path-and-resync.md §8; states-and-generations.md §3.4, §11.2, §11.3.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::format;
+use alloc::vec::Vec;
 
 use drbd_types::{
     BitCount, Cstate, Dstate, Fields, Gi, RsExtentNr, SectorCount, SectorRange, Tick, VolumeNr,
@@ -20,7 +21,6 @@ use crate::resync::extents::TryLock;
 use crate::resync::progress::{ChecksumLine, DoneLine, Progress, Run, left_to_sync};
 use crate::resync::throttle::{Look, Throttle};
 use crate::slab::{Key, Slab};
-use crate::state::facts;
 
 use super::acks::ack_range;
 use super::after::Work;
@@ -72,10 +72,8 @@ pub(super) struct ResyncRun {
     writing: BTreeMap<u64, u64>,
     pub(super) own: Slab<OwnBlock>,
     /// Answers of this node that the peer has not acknowledged, and their sectors.
-    pub(super) unacknowledged: u64,
+    unacknowledged: u64,
     unacknowledged_sectors: u64,
-    /// Blocks that were marked while the peer still owed an answer that clears them.
-    pub(super) overtaken: BTreeSet<u64>,
     /// The source of the bits that come: position in the transfer.
     pub(super) bitmap_position: Option<u64>,
     is_finishing: bool,
@@ -105,7 +103,6 @@ impl ResyncRun {
             own: Slab::new(),
             unacknowledged: 0,
             unacknowledged_sectors: 0,
-            overtaken: BTreeSet::new(),
             bitmap_position: None,
             is_finishing: false,
             target_done: false,
@@ -409,9 +406,6 @@ impl Core {
     /// What changes of the state mean for a resync or verify. Spec: states §2.8, 1, 7 to 10.
     pub(super) fn follow_resync(&mut self, nr: VolumeNr, old: &Fields, new: &Fields) {
         let now = self.now;
-        if !facts::is_source(old) && facts::is_source(new) {
-            self.begin_as_source(nr);
-        }
         let was_paused = matches!(old.conn, Cstate::PausedSyncS | Cstate::PausedSyncT);
         let is_paused = matches!(new.conn, Cstate::PausedSyncS | Cstate::PausedSyncT);
         let was_running = matches!(old.conn, Cstate::SyncSource | Cstate::SyncTarget);
@@ -442,6 +436,9 @@ impl Core {
             }
             run.next_step = None;
             volume.extents.release_half_way();
+        }
+        if old.pdsk >= Dstate::Inconsistent && new.pdsk < Dstate::Inconsistent {
+            volume.claims.all_marked();
         }
         self.follow_verify(nr, old, new);
     }
@@ -702,10 +699,13 @@ impl Core {
             volume.resync.note_acknowledged(ack.size);
         }
         let Some(range) = ack_range(ack).filter(|range| self.range_on(nr, *range)) else { return };
-        if ok {
-            self.clear_current(nr, range);
-        } else {
-            self.count_failed(nr, range);
+        let Some(volume) = self.volume_mut(nr) else { return };
+        for range in volume.claims.block_acknowledged(range) {
+            if ok {
+                self.clear_bits(nr, range);
+            } else {
+                self.count_failed(nr, range);
+            }
         }
         self.check_finished(nr);
     }
@@ -739,6 +739,13 @@ impl Core {
             self.queue_work(Work::WriteBitmap { nr });
         }
         self.check_finished(nr);
+    }
+
+    /// What is left of a claim is equal on both nodes.
+    pub(super) fn clear_claimed(&mut self, nr: VolumeNr, claimed: Vec<SectorRange>) {
+        for range in claimed {
+            self.clear_bits(nr, range);
+        }
     }
 
     // ---- end ----
@@ -775,7 +782,6 @@ impl Core {
         run.next_step = None;
         run.unacknowledged = 0;
         run.unacknowledged_sectors = 0;
-        run.overtaken.clear();
         run.bitmap_position = None;
         run.failed = 0;
         run.is_finishing = false;

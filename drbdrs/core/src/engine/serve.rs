@@ -284,25 +284,26 @@ impl Core {
                 self.send(nr, Packet::OvReply(request_of(serve, size), digest));
             }
             Wish::Checksum(theirs) if answer.digest == Some(theirs) => {
-                self.clear_current(nr, serve.range);
+                self.clear_bits(nr, serve.range);
                 self.send_ack(nr, AckKind::RsIsInSync, serve.range.start, serve.id, size);
             }
             Wish::Resync { thin: true } if answer.is_zero == Some(true) => {
-                self.note_answered(nr, serve.range.len);
+                self.note_answered(nr, serve.range);
                 let desc = BlockDesc { sector: serve.range.start, size, undefined: 0 };
                 self.send(nr, Packet::RsDeallocated(desc));
             }
             Wish::Resync { .. } | Wish::Checksum(_) => {
-                self.note_answered(nr, serve.range.len);
+                self.note_answered(nr, serve.range);
                 self.count_sent(nr, serve.range.len);
                 self.send_with(nr, Packet::RsDataReply(head, Digest::NONE), data, None);
             }
         }
     }
 
-    fn note_answered(&mut self, nr: VolumeNr, sectors: SectorCount) {
+    fn note_answered(&mut self, nr: VolumeNr, range: SectorRange) {
         if let Some(volume) = self.volume_mut(nr) {
-            volume.resync.note_answered(sectors);
+            volume.claims.sent_block(range);
+            volume.resync.note_answered(range.len);
         }
     }
 

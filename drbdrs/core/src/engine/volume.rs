@@ -1,6 +1,8 @@
 //! One volume of a resource: its states, its disk, and everything that is under way on it.
 
-use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, SectorCount, Tick, VolumeNr};
+use drbd_types::{
+    Cstate, Dstate, Fields, Gi, Minor, Sector, SectorCount, SectorRange, Tick, VolumeNr,
+};
 use drbd_wire::packet::Uuids;
 use drbdmeta::layout::Layout;
 use drbdmeta::superblock::Superblock;
@@ -13,6 +15,7 @@ use crate::generation::Slots;
 use crate::resync::extents::RsExtents;
 
 use super::app::AppQueues;
+use super::claims::Claims;
 use super::peer_write::PeerWrites;
 use super::resync::ResyncRun;
 use super::serve::Serves;
@@ -63,6 +66,7 @@ pub(super) struct Volume {
     pub(super) serves: Serves,
     pub(super) resync: ResyncRun,
     pub(super) extents: RsExtents,
+    pub(super) claims: Claims,
     pub(super) stats: VolumeStats,
     /// Ahead is to end then.
     pub(super) ahead_return_at: Option<Tick>,
@@ -165,6 +169,7 @@ impl Volume {
             serves: Serves::default(),
             resync: ResyncRun::new(DiskConfig::default().resync),
             extents: RsExtents::new(),
+            claims: Claims::default(),
             stats: VolumeStats::default(),
             ahead_return_at: None,
             attached_at: Tick(0),
@@ -194,16 +199,21 @@ impl Volume {
         self.seq_out
     }
 
-    /// Marks a range as different on both nodes. Rounds outwards. Returns the newly set bits.
-    pub(super) fn set_out_of_sync(&mut self, range: drbd_types::SectorRange) -> u64 {
+    /// Marks a range as different on both nodes. Rounds outwards.
+    pub(super) fn set_out_of_sync(&mut self, range: SectorRange) {
         let size = self.size;
-        let Some(disk) = self.disk.as_mut() else { return 0 };
+        let Some(disk) = self.disk.as_mut() else { return };
         let bits = range.bits_touched();
         let end = bits.end.0.min(size.bits_ceil().0);
         if bits.start.0 >= end {
-            return 0;
+            return;
         }
-        disk.bitmap.set(bits.start.0..end)
+        disk.bitmap.set(bits.start.0..end);
+        let start = Sector(bits.start.0 * 8);
+        let blocks = SectorRange::new(start, SectorCount((end - bits.start.0) * 8));
+        if let Some(blocks) = blocks {
+            self.claims.marked(blocks);
+        }
     }
 
     /// The peer's generations are in its last P_UUIDS.

@@ -184,9 +184,7 @@ impl TransferLog {
 
 /// A write that the peer wants to get once more is in no epoch until then.
 fn is_waiting_write(request: &Request) -> bool {
-    request.kind.is_write()
-        && !request.is_postponed
-        && request.progress.is_unacknowledged_mirror()
+    request.kind.is_write() && !request.is_postponed && request.progress.is_unacknowledged_mirror()
 }
 
 /// Walks through the log.

@@ -181,11 +181,6 @@ impl Progress {
         true
     }
 
-    /// What the peer has cleared is marked again.
-    pub const fn forget_in_sync(&mut self) {
-        self.peer_in_sync = false;
-    }
-
     /// The peer still owes an answer (the counter `pe`).
     pub const fn is_pending(&self) -> bool {
         self.is_pending

@@ -9,8 +9,7 @@ use drbd_wire::{Packet, Stream};
 
 /// Both are Primary, with this protocol version. The other node decides about conflicts.
 fn two_primaries(version: u32) -> Script {
-    let net =
-        NetConfig { two_primaries: true, versions: (86, version), ..NetConfig::default() };
+    let net = NetConfig { two_primaries: true, versions: (86, version), ..NetConfig::default() };
     let mut script = alone();
     script.is_resolver = false;
     let mut script = promote(connect(script, &net));

@@ -6,7 +6,7 @@ use drbd_core::config::NetConfig;
 use drbd_core::event::{IoFailure, StreamLoss};
 use drbd_core::generation::Slots;
 use drbd_sim::script::Script;
-use drbd_types::{Cstate, Dstate, Gi, Role};
+use drbd_types::{Cstate, Dstate, Fields, Gi, Role};
 use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, Uuids};
 use drbd_wire::{Digest, Packet, Stream};
 
@@ -308,4 +308,18 @@ fn states_at_the_wrong_time_do_not_hang() {
             assert_clean(&script);
         }
     }
+}
+
+/// Acknowledgements come on another connection than the peer's states: they may be late.
+#[test]
+fn a_late_acknowledgement_of_a_lost_disk_clears_no_bit() {
+    let mut script = source();
+    send_bitmap(&mut script, &[1]);
+    script.peer(Stream::Data, 0, request(RequestKind::Resync, 8, 4096), 0);
+    let lost = Fields { disk: Dstate::Failed, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(lost.pack()), 0);
+    assert_eq!(script.state(0).pdsk, Dstate::Failed);
+    script.peer(Stream::Meta, 0, ack(AckKind::RsWriteAck, 8, BlockId::SYNCER), 0);
+    assert!(script.is_up, "{:?}", script.log);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
 }

@@ -243,9 +243,9 @@ fn the_peer_learns_of_a_failed_disk_before_it_gets_the_only_copy() {
     script.answer(0, Some(IoFailure::Device(5)));
     script.answer_all();
     let sent = sent(&mut script);
-    let failed = sent.iter().position(|p| {
-        matches!(p, Packet::State(word) if word.unpack().unwrap().disk == Dstate::Failed)
-    });
+    let failed = sent.iter().position(
+        |p| matches!(p, Packet::State(word) if word.unpack().unwrap().disk == Dstate::Failed),
+    );
     let data = sent.iter().position(|p| matches!(p, Packet::Data(..)));
     assert!(failed.is_some() && data.is_some() && failed < data, "{sent:?}");
 }
