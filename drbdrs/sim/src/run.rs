@@ -73,6 +73,8 @@ pub struct Run {
     victim: usize,
     /// Volumes of a node that can only become well again as Secondary.
     demotions: [BTreeSet<u16>; 2],
+    /// How often a split brain stayed unresolved.
+    splits: u32,
     /// Operations by the operator.
     pub repairs: u64,
 }
@@ -134,6 +136,7 @@ impl Run {
             is_split: false,
             victim: 1,
             demotions: [BTreeSet::new(), BTreeSet::new()],
+            splits: 0,
             repairs: 0,
         }
     }

@@ -65,6 +65,7 @@ found_by! {
     a_disk_lost_while_alone_is_copied_whole: 608;
     below_version_100_a_superseded_write_is_done_again: 1024;
     marked_while_ahead_is_told_the_peer: 1237;
+    the_loser_by_a_policy_does_not_become_the_source: 1178;
     a_failed_disk_is_announced_before_the_only_copy: 1253;
     late_acks_of_a_lost_disk_clear_nothing: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;

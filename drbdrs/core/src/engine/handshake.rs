@@ -85,6 +85,15 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     {
         real = Dstate::UpToDate;
     }
+    // The original waits for ever then, for its own data or the peer's. A kernel may decide so.
+    if old.conn == packet.conn && matches!(old.conn, Cstate::WFBitMapS | Cstate::WFBitMapT) {
+        cx.with(|core| {
+            let text = "The peer wants the same side of the resync, dropping connection!";
+            core.log(Severity::Error, Some(nr), text);
+            core.force_conn(Cstate::Disconnecting);
+        });
+        return Round::Over(false);
+    }
     let mut conn = if old.conn == Cstate::WFReportParams { Cstate::Connected } else { old.conn };
     if packet.conn == Cstate::Ahead {
         conn = Cstate::Behind;

@@ -304,7 +304,10 @@ impl Decider<'_> {
             let extent = if unclear { Extent::Full } else { Extent::Bitmap };
             return Ok(direction(winner, extent));
         }
+        // The peer wins by its own policy, whatever it wants to discard.
+        let has_lost = self.steps.contains(&Step::Call(Handler::PriLostAfterSb));
         let manual = match (self.h.discard_mine, self.h.peer_discards) {
+            _ if has_lost => None,
             (true, false) => Some(Winner::Peer),
             (false, true) => Some(Winner::Own),
             (false, false) | (true, true) => None,

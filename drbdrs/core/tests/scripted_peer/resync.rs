@@ -290,7 +290,7 @@ fn states_at_the_wrong_time_do_not_hang() {
         for disk in Dstate::ALL {
             let mut script = connected();
             script.is_reachable = false;
-            let state = drbd_types::Fields { conn: *conn_state, disk: *disk, ..peer_connected() };
+            let state = Fields { conn: *conn_state, disk: *disk, ..peer_connected() };
             script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
             for _ in 0..20 {
                 script.pass(200_000);
@@ -322,4 +322,17 @@ fn a_late_acknowledgement_of_a_lost_disk_clears_no_bit() {
     script.peer(Stream::Meta, 0, ack(AckKind::RsWriteAck, 8, BlockId::SYNCER), 0);
     assert!(script.is_up, "{:?}", script.log);
     assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+}
+
+/// Two sources, or two targets, would wait for each other for ever.
+#[test]
+fn a_peer_that_wants_the_same_side_ends_the_connection() {
+    let mut script = source();
+    let state = Fields { conn: Cstate::WFBitMapS, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
+    assert_dropped(&script, "The peer wants the same side of the resync");
+    let mut script = target();
+    let state = Fields { conn: Cstate::WFBitMapT, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
+    assert_dropped(&script, "The peer wants the same side of the resync");
 }

@@ -84,6 +84,11 @@ impl Run {
                 || text == "State change failed: Multiple primaries not allowed by config"
             {
                 self.is_split = true;
+                // A policy may be against it: then the other one.
+                self.splits += 1;
+                if self.splits.is_multiple_of(4) {
+                    self.victim = 1 - self.victim;
+                }
             }
         }
     }
