@@ -409,6 +409,9 @@ impl Core {
         }
         let Some(volume) = self.volume_mut(nr) else { return false };
         if volume.marks.al_suspended {
+        if volume.marks.generation_due {
+            return false;
+        }
             return true;
         }
         let Some(write) = volume.peer_writes.all.get_mut(key) else { return false };

@@ -69,9 +69,19 @@ pub fn lost_contact(old: &Fields, new: &Fields) -> bool {
 pub fn goes_on_alone(old: &Fields, new: &Fields) -> bool {
     let has_primary = new.role == Role::Primary || new.peer == Role::Primary;
     let lost = has_primary && lost_contact(old, new);
-    let diskless_primary =
-        new.pdsk < Dstate::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
-    (lost || diskless_primary) && new.disk >= Dstate::UpToDate
+    (lost || serves_diskless_primary(old, new)) && new.disk >= Dstate::UpToDate
+}
+
+/// From here on a Primary without a disk writes on this node's disk alone. Spec: §2.9 A10.
+///
+/// The original forgets the case that the disk is attached while such a Primary is there already: a
+/// disk that the Primary attaches later would pass for equal.
+fn serves_diskless_primary(old: &Fields, new: &Fields) -> bool {
+    let serves = |s: &Fields| {
+        s.peer == Role::Primary && s.pdsk < Dstate::Inconsistent && s.disk == Dstate::UpToDate
+    };
+    let is_new = old.peer != Role::Primary || old.disk < Dstate::UpToDate;
+    serves(new) && is_new
 }
 
 /// A Primary that is the source of a resync loses its target. As far as it knows, that one is
