@@ -63,6 +63,7 @@ found_by! {
     every_volume_has_its_generation_before_requests_end: 3488;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     a_disk_lost_while_alone_is_copied_whole: 608;
+    a_write_of_the_peer_waits_for_all_that_it_meets: 895;
     below_version_100_a_superseded_write_is_done_again: 1024;
     marked_while_ahead_is_told_the_peer: 1237;
     the_loser_by_a_policy_does_not_become_the_source: 1178;

@@ -24,6 +24,8 @@ use crate::ids::BufId;
 use crate::interval::Intervals;
 use crate::log_line::Severity;
 use crate::peer_write::epochs::{BarrierNr, EpochId};
+use crate::request::log::ReqKey;
+use crate::request::progress::Local;
 use crate::plant::{self, Bug};
 use crate::slab::{Key, Slab};
 
@@ -692,9 +694,6 @@ impl Core {
 
     /// A write of the peer meets own ones. Spec: io-path §5.3.
     fn resolve_conflict(&mut self, nr: VolumeNr, key: PeerWriteKey, write: &PeerWrite) -> Verdict {
-        if write.is_in_tree && !self.has_own_conflict(nr, write.range) {
-            return Verdict::Go;
-        }
         if !write.is_in_tree {
             let is_resolver = self.conn.resolve_conflicts;
             let Some(volume) = self.volume_mut(nr) else { return Verdict::Wait };
@@ -711,7 +710,7 @@ impl Core {
                 write.is_in_tree = true;
             }
         }
-        let Some(own) = self.own_conflict(nr, write.range) else { return Verdict::Go };
+        let Some(own) = self.undecided_conflict(nr, write.range) else { return Verdict::Go };
         let Some(request) = self.log.get(own).copied() else { return Verdict::Go };
         let is_equal = request.range == write.range;
         if self.conn.resolve_conflicts {
@@ -727,32 +726,18 @@ impl Core {
         if !is_equal && !is_told {
             self.log_concurrent(nr, request.range, write, None);
         }
-        // The resolver decides about the own write; until then the peer's waits.
-        if request.is_postponed
-            && request.progress.local != crate::request::progress::Local::Pending
-        {
-            return Verdict::Go;
-        }
+        // The resolver decides about the own writes; until then the peer's waits.
         Verdict::Wait
     }
 
-    fn has_own_conflict(&self, nr: VolumeNr, range: SectorRange) -> bool {
-        self.own_conflict(nr, range).is_some_and(|key| {
-            self.log.get(key).is_some_and(|r| {
-                !(r.is_postponed && r.progress.local != crate::request::progress::Local::Pending)
-            })
-        })
-    }
-
-    fn own_conflict(
-        &self,
-        nr: VolumeNr,
-        range: SectorRange,
-    ) -> Option<crate::request::log::ReqKey> {
+    /// An own write of this range that is under way, and not postponed with its local part done.
+    fn undecided_conflict(&self, nr: VolumeNr, range: SectorRange) -> Option<ReqKey> {
         let volume = self.volume(nr)?;
-        volume.app.tree.overlapping(range).find_map(|(_, writer)| match writer {
-            Writer::Own(key) => self.log.get(key).is_some_and(|r| !r.is_completed).then_some(key),
-            Writer::Peer(_) => None,
+        volume.app.tree.overlapping(range).find_map(|(_, writer)| {
+            let Writer::Own(key) = writer else { return None };
+            let request = self.log.get(key)?;
+            let gives_way = request.is_postponed && request.progress.local != Local::Pending;
+            (!request.is_completed && !gives_way).then_some(key)
         })
     }
 
@@ -785,7 +770,7 @@ impl Core {
         nr: VolumeNr,
         key: PeerWriteKey,
         write: &PeerWrite,
-        own: crate::request::log::ReqKey,
+        own: ReqKey,
         covers: bool,
     ) {
         self.forget_order(nr, key);
@@ -818,7 +803,7 @@ impl Core {
     }
 
     /// P_RETRY_WRITE: the own write is done again after the peer's.
-    pub(super) fn postpone_write(&mut self, key: crate::request::log::ReqKey) {
+    pub(super) fn postpone_write(&mut self, key: ReqKey) {
         if let Some(request) = self.log.get_mut(key) {
             request.is_postponed = true;
         }

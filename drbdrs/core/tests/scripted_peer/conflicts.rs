@@ -61,3 +61,20 @@ fn a_postponed_write_is_in_no_epoch() {
     let again = sent(&mut script);
     assert_eq!(written(&again).len(), 1, "{again:?}");
 }
+
+/// Applied after the first one is decided, it would come before the second one on the other node.
+#[test]
+fn a_write_of_the_peer_waits_for_all_that_it_meets() {
+    let mut script = two_primaries(101);
+    write(&mut script, 8);
+    write(&mut script, 16);
+    let first = sent(&mut script);
+    let handles: Vec<_> = written(&first).into_iter().map(id_of).collect();
+    script.peer(Stream::Data, 0, data(12, 1), 4096);
+    script.peer(Stream::Meta, 0, ack(AckKind::RetryWrite, 8, handles[0]), 0);
+    assert_eq!(sent(&mut script), [], "the second one is not decided");
+    script.peer(Stream::Meta, 0, ack(AckKind::RetryWrite, 16, handles[1]), 0);
+    let again = sent(&mut script);
+    assert!(matches!(again[0], Packet::Ack(AckKind::WriteAck, _)), "{again:?}");
+    assert_eq!(written(&again).len(), 2, "{again:?}");
+}
