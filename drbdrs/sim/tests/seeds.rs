@@ -66,6 +66,7 @@ found_by! {
     a_write_of_the_peer_waits_for_all_that_it_meets: 895;
     below_version_100_a_superseded_write_is_done_again: 1024;
     marked_while_ahead_is_told_the_peer: 1237;
+    a_failed_flush_takes_its_epoch_back: 1152;
     the_loser_by_a_policy_does_not_become_the_source: 1178;
     a_failed_disk_is_announced_before_the_only_copy: 1253;
     late_acks_of_a_lost_disk_clear_nothing: 1295;

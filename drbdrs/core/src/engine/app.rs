@@ -67,7 +67,8 @@ pub(super) type FlushKey = Key<Flush>;
 enum AlStep {
     #[default]
     Idle,
-    /// The bitmap pages of extents that stop being hot are being written.
+    /// What belongs to extents that stop being hot becomes stable: their data, and the pages of the
+    /// bitmap.
     Pages,
     /// The block is being written.
     Block,
@@ -86,6 +87,8 @@ pub(super) struct AppQueues {
     al_batch: VecDeque<Parked>,
     al_step: AlStep,
     al_pages: Vec<u32>,
+    /// The data disk is being flushed for the transaction.
+    is_al_flushing: bool,
     /// A write of a diskless Primary needs a transaction.
     pub(super) wants_transaction: bool,
     /// Wait for writes in progress of the same sectors.
@@ -292,11 +295,25 @@ impl Core {
             volume.app.al_pages.clear();
             volume.app.al_pages.extend(disk.al.evicted_pages());
             volume.app.al_step = AlStep::Pages;
+            // After a crash nobody looks at these extents any more. Spec §15 invariant 52.
+            if !volume.app.al_pages.is_empty() && volume.config.disk_flushes {
+                volume.app.is_al_flushing = true;
+                self.disk_io(nr, DiskOp::Flush, Purpose::AlFlush);
+            }
         } else {
             disk.al.commit();
             self.route_batch(nr);
         }
         true
+    }
+
+    pub(super) fn on_al_flush(&mut self, nr: VolumeNr, ok: bool) {
+        if let Some(volume) = self.volume_mut(nr) {
+            volume.app.is_al_flushing = false;
+        }
+        if !ok {
+            self.on_flush_error(nr);
+        }
     }
 
     /// The bits of an extent that stops being hot must be on disk before the block that says so.
@@ -314,7 +331,7 @@ impl Core {
             self.on_al_block(nr, false);
             return true;
         }
-        if !are_written {
+        if !are_written || volume.app.is_al_flushing {
             return false;
         }
         let stable = volume.config.md_flushes;
@@ -433,7 +450,7 @@ impl Core {
             flush.local = Some(result);
         }
         if result.is_err() {
-            self.on_data_error(nr, false);
+            self.on_flush_error(nr);
         }
     }
 

@@ -90,6 +90,8 @@ pub(super) struct Connection {
     pub(super) next_order: u64,
     /// Flushes of the epoch that ends which are not answered.
     pub(super) epoch_flushes: usize,
+    /// Writes of the peer's epoch that are done and not flushed.
+    pub(super) written: Vec<super::barriers::Written>,
     pub(super) epoch_flush_failed: bool,
     /// Writes that the peer is to send again: their epoch waits until the own write is acknowledged.
     pub(super) retried: Vec<(ReqKey, crate::peer_write::epochs::EpochId)>,
@@ -168,6 +170,7 @@ impl Default for Connection {
             active_writes: BTreeSet::new(),
             next_order: 0,
             epoch_flushes: 0,
+            written: Vec::new(),
             epoch_flush_failed: false,
             retried: Vec::new(),
             waits_for_seq: None,

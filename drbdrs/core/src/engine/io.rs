@@ -31,6 +31,8 @@ pub(super) enum Purpose {
     EpochFlush(u32),
     /// Flush before resync blocks are acknowledged.
     ResyncFlush,
+    /// Flush before extents stop being hot.
+    AlFlush,
     /// A read for the peer.
     Serve(ServeKey),
     /// The own block of a checksum based resync or of a verify.
@@ -91,6 +93,7 @@ impl Core {
             Purpose::PeerWrite(key) => self.on_peer_write_io(nr, key, result.map(|_| ())),
             Purpose::EpochFlush(round) => self.on_epoch_flush(nr, round, result.map(|_| ())),
             Purpose::ResyncFlush => self.on_resync_flush(nr, result.map(|_| ())),
+            Purpose::AlFlush => self.on_al_flush(nr, result.is_ok()),
             Purpose::Serve(key) => self.on_serve_io(nr, key, result),
             Purpose::OwnBlock(key) => self.on_own_block(nr, key, result),
             Purpose::Procedure => {
@@ -115,6 +118,7 @@ impl Core {
             | Purpose::PeerWrite(_)
             | Purpose::EpochFlush(_)
             | Purpose::ResyncFlush
+            | Purpose::AlFlush
             | Purpose::Serve(_)
             | Purpose::OwnBlock(_) => {}
         }
@@ -151,6 +155,6 @@ pub(super) async fn flush_data(cx: &Cx, nr: VolumeNr) {
     let Some(io) = io else { return };
     let failed = cx.until(move |core| core.answers.remove(&io.0)).await.is_err();
     if failed {
-        cx.with(|core| core.on_data_error(nr, false));
+        cx.with(|core| core.on_flush_error(nr));
     }
 }

@@ -20,6 +20,7 @@ mod app;
 mod attach;
 #[cfg(any(test, feature = "check"))]
 mod audit;
+mod barriers;
 mod bitmap_exchange;
 mod change;
 mod claims;

@@ -13,8 +13,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use drbd_types::{Cstate, Dstate, SectorCount, SectorRange, Tick, VolumeNr};
-use drbd_wire::Packet;
-use drbd_wire::packet::{AckKind, BarrierId, Block, BlockDesc, BlockId, DpFlags, Features};
+use drbd_wire::packet::{AckKind, Block, BlockDesc, BlockId, DpFlags, Features};
 
 use crate::action::DiskOp;
 use crate::al::GetResult;
@@ -23,14 +22,15 @@ use crate::event::{IoFailure, Payload, WriteFlags};
 use crate::ids::BufId;
 use crate::interval::Intervals;
 use crate::log_line::Severity;
-use crate::peer_write::epochs::{BarrierNr, EpochId};
+use crate::peer_write::epochs::EpochId;
+use crate::plant::{self, Bug};
 use crate::request::log::ReqKey;
 use crate::request::progress::Local;
-use crate::plant::{self, Bug};
 use crate::slab::{Key, Slab};
 
 use super::Core;
 use super::app::Writer;
+use super::barriers::Written;
 use super::claims::Claim;
 use super::io::Purpose;
 
@@ -409,11 +409,11 @@ impl Core {
             self.sync_soon(nr);
             return false;
         }
-        let Some(volume) = self.volume_mut(nr) else { return false };
-        if volume.marks.al_suspended {
         if volume.marks.generation_due {
             return false;
         }
+        let Some(volume) = self.volume_mut(nr) else { return false };
+        if volume.marks.al_suspended {
             return true;
         }
         let Some(write) = volume.peer_writes.all.get_mut(key) else { return false };
@@ -522,7 +522,7 @@ impl Core {
         let Some(volume) = self.volume_mut(nr) else { return };
         let flushed = core::mem::take(&mut volume.peer_writes.flushing);
         if result.is_err() {
-            self.on_data_error(nr, false);
+            self.on_flush_error(nr);
         }
         for key in flushed {
             if let Some(write) = self.volume_mut(nr).and_then(|v| v.peer_writes.all.get_mut(key))
@@ -576,6 +576,10 @@ impl Core {
                 }
                 if !write.is_orphan {
                     self.peer_epochs.finished(epoch);
+                    if ok {
+                        let PeerWrite { range, id, size, .. } = write;
+                        self.note_written(Written { nr, range, id, size });
+                    }
                 }
                 if write.extents_held > 0 {
                     self.put_extents(nr, write.range, write.extents_held);
@@ -587,92 +591,12 @@ impl Core {
         self.touch();
     }
 
-    // ---- epochs ----
-
-    /// P_BARRIER.
-    pub(super) fn on_barrier(&mut self, id: BarrierId) {
-        self.peer_epochs.on_barrier(BarrierNr(id.to_number()));
-        self.touch();
-    }
-
-    /// Flushes at the end of an epoch, acknowledges it, lets the receiver go on.
-    pub(super) fn run_barriers(&mut self) {
-        self.finish_retried();
-        loop {
-            if let Some(round) = self.peer_epochs.take_flush() {
-                self.flush_epoch(round);
-            }
-            let Some((nr, size)) = self.peer_epochs.take_acknowledged() else { break };
-            self.touch();
-            // Nobody waits for an epoch of which nothing is left. Spec: wire-protocol.md §6.3.
-            if size > 0 {
-                self.send_meta(VolumeNr(0), Packet::BarrierAck(BarrierId::from_number(nr.0), size));
-            }
-        }
-    }
-
-    /// Epochs with writes that the peer has to send again.
-    fn finish_retried(&mut self) {
-        if self.conn.retried.is_empty() {
-            return;
-        }
-        let retried = core::mem::take(&mut self.conn.retried);
-        for (own, epoch) in retried {
-            if self.log.get(own).is_some_and(|r| r.progress.is_pending()) {
-                self.conn.retried.push((own, epoch));
-            } else {
-                self.peer_epochs.finished(epoch);
-            }
-        }
-    }
-
-    /// One flush to the disk of every volume.
-    fn flush_epoch(&mut self, round: u32) {
-        let with_disk: Vec<VolumeNr> =
-            self.volumes.values().filter(|v| v.has_disk()).map(|v| v.nr).collect();
-        self.conn.epoch_flushes = with_disk.len();
-        self.conn.epoch_flush_failed = false;
-        if with_disk.is_empty() || plant::has(Bug::SkipFlush) {
-            self.peer_epochs.flushed(round, true);
-            return;
-        }
-        for nr in with_disk {
-            self.disk_io(nr, DiskOp::Flush, Purpose::EpochFlush(round));
-        }
-    }
-
-    pub(super) fn on_epoch_flush(
-        &mut self,
-        nr: VolumeNr,
-        round: u32,
-        result: Result<(), IoFailure>,
-    ) {
-        if !self.peer_epochs.is_flushing(round) {
-            return;
-        }
-        if let Err(failure) = result
-            && failure != IoFailure::Gone
-        {
-            let text = format!("local disk FLUSH FAILED with status {failure:?}");
-            self.log(Severity::Info, Some(nr), text);
-            self.conn.epoch_flush_failed = true;
-        }
-        self.conn.epoch_flushes = self.conn.epoch_flushes.saturating_sub(1);
-        if self.conn.epoch_flushes == 0 {
-            let ok = !self.conn.epoch_flush_failed;
-            self.peer_epochs.flushed(round, ok);
-            if !ok {
-                let name = self.peer_epochs.ordering.name();
-                self.log(Severity::Info, None, format!("Method to ensure write ordering: {name}"));
-            }
-        }
-    }
-
     // ---- the connection is gone ----
 
     /// Nothing of this connection is acknowledged any more. What was received is still written.
     pub(super) fn orphan_peer_writes(&mut self) {
         self.peer_epochs.lost();
+        self.conn.written.clear();
         for volume in self.volumes.values_mut() {
             let keys: Vec<PeerWriteKey> =
                 volume.peer_writes.all.iter().map(|(key, _)| key).collect();

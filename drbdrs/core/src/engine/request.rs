@@ -432,6 +432,18 @@ impl Core {
         self.detach_on_error(nr, is_read);
     }
 
+    /// A flush failed. What was in the lost cache is unknown. A disk that is left is covered by its
+    /// activity log when it comes back; one that stays has to be marked whole.
+    pub(super) fn on_flush_error(&mut self, nr: VolumeNr) {
+        self.on_data_error(nr, false);
+        if self.volume(nr).is_some_and(|v| v.has_disk()) {
+            self.start(move |cx| async move {
+                // A failure has been dealt with where it happened.
+                let _ = super::meta::set_all_bits(&cx, nr).await;
+            });
+        }
+    }
+
     // ---- events ----
 
     /// One more fact about a request, and what follows.

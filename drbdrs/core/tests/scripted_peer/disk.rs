@@ -1,9 +1,14 @@
 //! Attach and what it leaves.
 
 use super::rig::*;
+use drbd_core::action::DiskOp;
+use drbd_core::admin::Command;
+use drbd_core::config::{DiskConfig, NetConfig};
 use drbd_core::event::AppOp;
 use drbd_core::ids::BufId;
-use drbd_types::{Dstate, VolumeNr};
+use drbd_sim::script::Held;
+use drbd_types::{Cstate, Dstate, Fields, Minor, Role, VolumeNr};
+use drbd_wire::{Packet, Stream};
 
 /// Pages of the bitmap that are entirely zero are not delivered by the shell: they must not stay as
 /// setting the size has left them.
@@ -38,4 +43,44 @@ fn a_secondary_does_not_write() {
     let id = write(&mut script, 0);
     assert_eq!(script.completed[&id.0], Err(drbd_core::action::AppError::ReadOnly));
     assert_clean(&script);
+}
+
+/// Its writes belong to a generation of their own, or a disk that it attaches later would pass for
+/// equal.
+#[test]
+fn a_disk_that_comes_to_a_diskless_primary_begins_a_generation() {
+    let mut script = without_disk(disk(&[]));
+    script.command(Command::NewVolume { volume: V0, minor: Minor(0) });
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    let state = Fields { role: Role::Primary, disk: Dstate::Diskless, ..peer_state() };
+    greet(&mut script, &net, state);
+    assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.log);
+    script.begin(Command::Attach { volume: V0, config: Box::default() });
+    assert_eq!(script.state(0).disk, Dstate::Negotiating, "{:?}", script.log);
+    assert!(!script.has_logged("new current UUID"));
+    let state = Fields { pdsk: Dstate::UpToDate, conn: Cstate::Connected, ..state };
+    script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
+    assert_eq!(script.state(0).disk, Dstate::UpToDate, "{:?}", script.log);
+    assert!(script.has_logged("new current UUID"), "{:?}", script.log);
+}
+
+/// After a crash nobody looks at an extent that is not hot: what was written there must be stable.
+#[test]
+fn the_disk_is_flushed_before_an_extent_stops_being_hot() {
+    let mut script = without_disk(sized_disk(80 * 8192, &[]));
+    script.attach(0, DiskConfig { al_extents: 67, ..Default::default() });
+    script.command(Command::Primary { volume: V0, force: false });
+    for extent in 0..67 {
+        write(&mut script, extent * 8192);
+    }
+    script.holds = true;
+    write(&mut script, 67 * 8192);
+    let is_flush = |held: &Held| matches!(held, Held::Disk(_, _, DiskOp::Flush));
+    while let Some(other) = script.held.iter().position(|held| !is_flush(held)) {
+        script.answer(other, None);
+    }
+    assert_eq!(script.held.len(), 1, "the flush: {:?}", script.held);
+    script.answer(0, None);
+    assert!(matches!(script.held[..], [Held::Meta(..)]), "the transaction: {:?}", script.held);
 }

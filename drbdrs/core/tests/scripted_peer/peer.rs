@@ -68,6 +68,59 @@ fn defect_14_4_a_barrier_is_acknowledged_after_the_flush() {
     assert_clean(&script);
 }
 
+/// What the lost cache held is not on stable storage: the peer has to mark it.
+#[test]
+fn a_failed_flush_takes_its_epoch_back() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, barrier(0), 0);
+    script.answer(0, None);
+    assert_eq!(acks(&mut script), [AckKind::WriteAck]);
+    script.answer(0, Some(IoFailure::Device(5)));
+    let sent = sent(&mut script);
+    let taken = sent.iter().position(|p| matches!(p, Packet::Ack(AckKind::NegAck, _)));
+    let barrier = sent.iter().position(|p| *p == barrier_ack(0, 1));
+    assert!(taken.is_some() && barrier.is_some() && taken < barrier, "{sent:?}");
+    assert_eq!(script.state(0).disk, Dstate::Failed);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+}
+
+#[test]
+fn a_disk_that_is_gone_before_the_flush_takes_its_epoch_back() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, data(16, 2), 4096);
+    script.answer(0, None);
+    script.answer(0, Some(IoFailure::Device(5)));
+    script.answer_all();
+    assert_eq!(acks(&mut script), [AckKind::WriteAck, AckKind::NegAck]);
+    script.peer(Stream::Data, 0, barrier(0), 0);
+    let sent = sent(&mut script);
+    assert!(
+        matches!(sent[..], [Packet::Ack(AckKind::NegAck, ack), Packet::BarrierAck(..)]
+            if ack.sector.0 == 8),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn a_disk_without_flush_lowers_the_method() {
+    let mut script = secondary();
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.peer(Stream::Data, 0, barrier(0), 0);
+    script.answer(0, None);
+    script.answer(0, Some(IoFailure::Device(95)));
+    assert!(script.has_logged("Method to ensure write ordering: drain"), "{:?}", script.log);
+    assert_eq!(script.state(0).disk, Dstate::UpToDate);
+    assert!(matches!(
+        sent(&mut script)[..],
+        [Packet::Ack(AckKind::WriteAck, _), Packet::BarrierAck(..)]
+    ));
+}
+
 /// The flush of a lost connection must not confirm an epoch of the next one.
 #[test]
 fn a_flush_that_outlives_its_connection_confirms_nothing() {

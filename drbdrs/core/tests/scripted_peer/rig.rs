@@ -33,11 +33,15 @@ pub(crate) fn without_disk(disk: ScriptDisk) -> Script {
 
 /// A disk that is UpToDate, with these bits set.
 pub(crate) fn disk(bits: &[u64]) -> ScriptDisk {
+    sized_disk(SECTORS, bits)
+}
+
+pub(crate) fn sized_disk(sectors: u64, bits: &[u64]) -> ScriptDisk {
     let bits = bits.to_vec();
     ScriptDisk::new(
-        SECTORS,
+        sectors,
         |sb| {
-            sb.la_size = SectorCount(SECTORS);
+            sb.la_size = SectorCount(sectors);
             sb.current = Gi(CURRENT);
             sb.flags |= Flags::CONSISTENT | Flags::WAS_UP_TO_DATE;
         },
