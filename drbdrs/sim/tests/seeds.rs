@@ -71,4 +71,5 @@ found_by! {
     a_failed_disk_is_announced_before_the_only_copy: 1253;
     late_acks_of_a_lost_disk_clear_nothing: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
+    a_packet_that_crosses_an_attach_is_no_answer: 2670;
 }

@@ -175,6 +175,8 @@ async fn store(
         if matches!(conn, Cstate::Connected | Cstate::WFBitMapS)
             && new.disk == Dstate::Negotiating
             && is_known
+            // A packet that crossed the attach is no answer to it.
+            && packet.pdsk >= Dstate::Negotiating
             && let Some((disk, _)) = candidate
         {
             new.disk = disk;

@@ -57,6 +57,8 @@ fn a_disk_that_comes_to_a_diskless_primary_begins_a_generation() {
     greet(&mut script, &net, state);
     assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.log);
     script.begin(Command::Attach { volume: V0, config: Box::default() });
+    let crossing = Fields { pdsk: Dstate::Diskless, conn: Cstate::Connected, ..state };
+    script.peer(Stream::Data, 0, Packet::State(crossing.pack()), 0);
     assert_eq!(script.state(0).disk, Dstate::Negotiating, "{:?}", script.log);
     assert!(!script.has_logged("new current UUID"));
     let state = Fields { pdsk: Dstate::UpToDate, conn: Cstate::Connected, ..state };
