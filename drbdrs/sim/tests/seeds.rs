@@ -72,4 +72,6 @@ found_by! {
     late_acks_of_a_lost_disk_clear_nothing: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
     a_packet_that_crosses_an_attach_is_no_answer: 2670;
+    no_volume_writes_alone_while_another_shakes_hands: 2195;
+    a_suspension_outlasts_all_handshakes: 2773;
 }
