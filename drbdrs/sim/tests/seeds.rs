@@ -47,8 +47,9 @@ found_by! {
     demotion_waits_for_the_peer: 182;
     old_writes_of_a_lost_primary_are_dropped: 183;
     a_source_with_a_stale_block_is_not_up_to_date: 264;
-    demotion_flushes_the_own_disk: 416;
     a_primary_that_lost_its_data_is_demoted: 292;
+    demotion_flushes_the_own_disk: 416;
+    a_disk_lost_while_alone_is_copied_whole: 608;
     a_frozen_flush_does_not_keep_the_bitmap_back: 750;
     a_slow_resync_is_not_stuck: 801;
     a_frozen_victim_of_a_split_brain_is_thawed: 971;
@@ -64,14 +65,18 @@ found_by! {
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     a_disk_lost_while_alone_is_copied_whole: 608;
     a_write_of_the_peer_waits_for_all_that_it_meets: 895;
+    a_frozen_victim_of_a_split_brain_is_thawed: 971;
     below_version_100_a_superseded_write_is_done_again: 1024;
-    marked_while_ahead_is_told_the_peer: 1237;
     a_failed_flush_takes_its_epoch_back: 1152;
     the_loser_by_a_policy_does_not_become_the_source: 1178;
+    marked_while_ahead_is_told_the_peer: 1237;
     a_failed_disk_is_announced_before_the_only_copy: 1253;
+    a_primary_with_older_data_is_demoted: 1268;
     late_acks_of_a_lost_disk_clear_nothing: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
-    a_packet_that_crosses_an_attach_is_no_answer: 2670;
+    a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
+    a_frozen_generation_begins_with_a_diskless_peer: 1961;
     no_volume_writes_alone_while_another_shakes_hands: 2195;
+    a_packet_that_crosses_an_attach_is_no_answer: 2670;
     a_suspension_outlasts_all_handshakes: 2773;
 }

@@ -506,7 +506,10 @@ impl Core {
         if let Some(volume) = self.volume_mut(nr) {
             volume.app.admitted = volume.app.admitted.saturating_sub(1);
         }
-        let result = if request.progress.is_success() { Ok(()) } else { Err(AppError::Io) };
+        // Frozen ones are started again instead.
+        let is_good = request.progress.is_success()
+            && (self.state(nr).disk != Dstate::Inconsistent || !self.is_stale(request));
+        let result = if is_good { Ok(()) } else { Err(AppError::Io) };
         let data = self.conn.read_data.remove(&key.raw());
         self.touch();
         self.out.push(Action::CompleteApp { id: request.app, result, data });
