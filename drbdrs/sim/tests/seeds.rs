@@ -75,8 +75,11 @@ found_by! {
     late_acks_of_a_lost_disk_clear_nothing: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
+    a_refused_attach_does_not_become_up_to_date: 1895;
     a_frozen_generation_begins_with_a_diskless_peer: 1961;
     no_volume_writes_alone_while_another_shakes_hands: 2195;
     a_packet_that_crosses_an_attach_is_no_answer: 2670;
     a_suspension_outlasts_all_handshakes: 2773;
+    a_promotion_ends_before_a_handshake: 2813;
+    resume_io_waits_for_the_end_of_a_handshake: 3673;
 }

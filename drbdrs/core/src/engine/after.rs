@@ -167,7 +167,11 @@ fn thaw(cx: &Cx, old: &Fields) {
         let has_data = |s: &Fields| {
             s.role != Role::Primary || s.disk == Dstate::UpToDate || s.pdsk == Dstate::UpToDate
         };
-        let regained = !core.owes_resend() && core.volumes.values().all(|v| has_data(&v.state));
+        // What a volume wrote alone meanwhile, without a generation of its own, the peer would miss.
+        let shakes_hands = core.conn.level >= Cstate::WFReportParams && !all_connected;
+        let regained = !shakes_hands
+            && !core.owes_resend()
+            && core.volumes.values().all(|v| has_data(&v.state));
         let is_set =
             |core: &Core, flag: fn(&Fields) -> bool| core.volumes.values().any(|v| flag(&v.state));
         if is_set(core, |s| s.susp_nod) && (reconnected || regained) {
@@ -176,7 +180,7 @@ fn thaw(cx: &Cx, old: &Fields) {
         }
         if is_set(core, |s| s.susp_fen) && all_connected {
             for volume in core.volumes.values_mut() {
-                volume.marks.uuid_on_thaw = false;
+                volume.marks.uuid_on_thaw &= facts::writes_alone(&volume.state);
             }
             let _ = core.set_conn(Wanted::flag(StateWord::SUSP_FEN, false), Opt::HARD);
         }

@@ -146,13 +146,19 @@ pub(super) async fn begin_on_thaw(cx: &Cx) -> Vec<VolumeNr> {
             // With the peer back, it gets what was frozen.
             (is_due && facts::writes_alone(&volume.state)).then(|| volume.disk.is_some())
         });
-        match taken {
-            Some(true) if cx.with(|core| core.begin_generation(nr)) => {
-                let _ = meta::sync(cx, nr).await;
-            }
-            Some(false) => without_disk.push(nr),
-            Some(true) | None => {}
+        let Some(has_disk) = taken else { continue };
+        if !has_disk {
+            without_disk.push(nr);
+        } else if cx.with(|core| core.begin_generation(nr)) {
+            let _ = meta::sync(cx, nr).await;
+            cx.with(|core| core.send_uuids(nr, 0));
         }
+        cx.with(|core| {
+            if let Some(volume) = core.volume_mut(nr) {
+                volume.marks.generation_due = false;
+            }
+            core.touch();
+        });
     }
     without_disk
 }

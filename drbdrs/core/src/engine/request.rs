@@ -752,19 +752,25 @@ impl Core {
         if self.are_all_connected() {
             self.resend_frozen();
         }
+        // A generation that is due comes first, and nothing new before it.
+        let mut is_due = false;
+        for volume in self.volumes.values_mut() {
+            if volume.marks.uuid_on_thaw && volume.has_disk() && facts::writes_alone(&volume.state)
+            {
+                volume.marks.generation_due = true;
+                is_due = true;
+            }
+        }
         let is_connected = self.volumes.values().any(|v| v.state.conn >= Cstate::Connected);
-        if is_connected && !self.conn.has_stale_requests {
-            self.release_withheld();
+        if is_due {
+            self.start(|cx| async move { thaw_alone(&cx).await });
             return;
         }
-        // Nobody will acknowledge what was sent before. A generation that is due comes first.
-        let is_due = |v: &super::volume::Volume| v.marks.uuid_on_thaw && v.has_disk();
-        if self.volumes.values().any(is_due) {
-            self.start(|cx| async move { thaw_alone(&cx).await });
-        } else {
+        if !is_connected || self.conn.has_stale_requests {
+            // Nobody will acknowledge what was sent before.
             self.go_on_alone();
-            self.release_withheld();
         }
+        self.release_withheld();
     }
 
     fn release_withheld(&mut self) {
