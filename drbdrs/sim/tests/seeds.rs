@@ -41,6 +41,7 @@ found_by! {
     what_an_earlier_process_wrote_is_flushed_at_attach: 38;
     without_activity_log_a_lost_disk_is_copied_whole: 69;
     no_ack_no_cleared_bits: 73;
+    a_partly_superseded_write_is_marked: 81;
     suspended_writes_of_a_bad_disk_start_again: 110;
     a_source_leaves_a_resync_with_failed_blocks: 118;
     resume_io_makes_every_generation: 145;
@@ -52,27 +53,15 @@ found_by! {
     a_disk_lost_while_alone_is_copied_whole: 608;
     a_frozen_flush_does_not_keep_the_bitmap_back: 750;
     a_slow_resync_is_not_stuck: 801;
-    a_frozen_victim_of_a_split_brain_is_thawed: 971;
-    a_primary_with_older_data_is_demoted: 1268;
-    a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
-    a_refused_attach_does_not_become_up_to_date: 1895;
-    a_promotion_ends_before_a_handshake: 2813;
-    resume_io_waits_for_the_end_of_a_handshake: 3673;
-    what_congestion_kept_back_is_reported_again: 1237;
-    an_ack_that_comes_late_clears_no_newer_mark: 1295;
-    a_partly_superseded_write_is_marked: 81;
-    every_volume_has_its_generation_before_requests_end: 3488;
-    equal_checksums_are_flushed_before_bits_are_cleared: 4577;
-    a_disk_lost_while_alone_is_copied_whole: 608;
     a_write_of_the_peer_waits_for_all_that_it_meets: 895;
     a_frozen_victim_of_a_split_brain_is_thawed: 971;
     below_version_100_a_superseded_write_is_done_again: 1024;
     a_failed_flush_takes_its_epoch_back: 1152;
     the_loser_by_a_policy_does_not_become_the_source: 1178;
-    marked_while_ahead_is_told_the_peer: 1237;
+    what_congestion_kept_back_is_reported_again: 1237;
     a_failed_disk_is_announced_before_the_only_copy: 1253;
     a_primary_with_older_data_is_demoted: 1268;
-    late_acks_of_a_lost_disk_clear_nothing: 1295;
+    an_ack_that_comes_late_clears_no_newer_mark: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
     a_refused_attach_does_not_become_up_to_date: 1895;
@@ -81,5 +70,7 @@ found_by! {
     a_packet_that_crosses_an_attach_is_no_answer: 2670;
     a_suspension_outlasts_all_handshakes: 2773;
     a_promotion_ends_before_a_handshake: 2813;
+    every_volume_has_its_generation_before_requests_end: 3488;
     resume_io_waits_for_the_end_of_a_handshake: 3673;
+    equal_checksums_are_flushed_before_bits_are_cleared: 4577;
 }
