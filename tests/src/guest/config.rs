@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 
@@ -50,7 +51,7 @@ impl Config {
             link: Link::Host,
             modules: vec!["drbd".to_owned()],
             memory_mib: 512,
-            capture: None,
+            capture: capture_of(name),
         }
     }
 
@@ -89,6 +90,16 @@ impl Config {
         self.capture = Some(file.to_owned());
         self
     }
+}
+
+/// Names a folder that gets a capture of the link of every guest.
+pub const CAPTURES: &str = "DRBDRS_CAPTURE_DIR";
+
+fn capture_of(name: &str) -> Option<PathBuf> {
+    static GUESTS: AtomicU32 = AtomicU32::new(0);
+    let nr = GUESTS.fetch_add(1, Ordering::Relaxed);
+    let file = format!("{}-{nr}-{name}.pcap", std::process::id());
+    std::env::var_os(CAPTURES).map(|folder| Path::new(&folder).join(file))
 }
 
 /// The two ends of a wire between two guests.
