@@ -89,6 +89,9 @@ pub struct Pair {
     pub nodes: [Node; 2],
     /// Everything is in it.
     pub dir: TempDir,
+    conf: PathBuf,
+    /// The sections of the two hosts.
+    hosts: String,
 }
 
 impl Pair {
@@ -109,25 +112,23 @@ impl Pair {
         let conf = dir.path().join("drbd.conf");
         let minor = new_minor();
         let ports = free_ports(minor)?;
-        let mut text = format!("global {{ usage-count no; }}\nresource r0 {{\n{body}\n");
+        let mut hosts = String::new();
         for (name, port) in ["alpha", "beta"].into_iter().zip(ports) {
             let folder = dir.path().join(name);
             std::fs::create_dir(&folder)?;
-            text += &format!("  on {name} {{\n    address 127.0.0.1:{port};\n");
+            hosts += &format!("  on {name} {{\n    address 127.0.0.1:{port};\n");
             for n in 0..volumes {
                 let disk = folder.join(format!("disk{n}"));
                 std::fs::File::create(&disk)?.set_len(size)?;
                 let options = if n == 1 { disk1 } else { "" };
-                text += &format!(
+                hosts += &format!(
                     "    volume {n} {{ device minor {}; disk {}; meta-disk internal; {options} }}\n",
                     minor + u32::from(n),
                     disk.display()
                 );
             }
-            text += "  }\n";
+            hosts += "  }\n";
         }
-        text += "}\n";
-        std::fs::write(&conf, text)?;
         let node = |name| Node {
             programs: programs.clone(),
             name,
@@ -136,7 +137,19 @@ impl Pair {
             minor,
             child: None,
         };
-        Ok(Self { nodes: [node("alpha"), node("beta")], dir })
+        let pair = Self { nodes: [node("alpha"), node("beta")], dir, conf, hosts };
+        pair.configure(body)?;
+        Ok(pair)
+    }
+
+    /// Writes the configuration anew, with this in the resource's section.
+    ///
+    /// # Errors
+    /// It can not be written.
+    pub fn configure(&self, body: &str) -> Result<()> {
+        let hosts = &self.hosts;
+        let text = format!("global {{ usage-count no; }}\nresource r0 {{\n{body}\n{hosts}}}\n");
+        Ok(std::fs::write(&self.conf, text)?)
     }
 
     /// Starts both daemons, makes meta-data, brings the resource up and waits for the connection.
