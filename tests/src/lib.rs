@@ -13,6 +13,7 @@ pub mod interop;
 pub mod kernel_life;
 pub mod kernel_node;
 pub mod kernel_pair;
+pub mod load;
 pub mod metagen;
 pub mod need;
 pub mod node_kills;

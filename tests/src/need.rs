@@ -19,6 +19,8 @@ pub enum Need {
     Program(&'static str),
     /// Private host name, network and mounts.
     Namespaces,
+    /// Mounting file systems (root).
+    Mounts,
     /// QEMU, and an image for kernel guests or the tools that can build it.
     Guest,
 }
@@ -30,6 +32,7 @@ impl Need {
             Self::File(path) => Path::new(path).exists(),
             Self::Program(name) => has_program(name),
             Self::Namespaces => namespaces_work(),
+            Self::Mounts => rustix::process::geteuid().is_root() && namespaces_work(),
             Self::Guest => {
                 let can_build = has_program("apt-get") && has_program("dpkg-deb");
                 has_program(guest::QEMU) && (can_build || guest::image::existing().is_some())

@@ -1,19 +1,14 @@
 //! A pair whose daemons are killed again and again at random points under the verifying workload,
 //! restarted or failed over, and judged.
 
-use std::io::Read as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use drbdrs_workload::content::SECTOR;
-use drbdrs_workload::journal::{Durability, Journal};
 use drbdrs_workload::ledger::Loss;
-use drbdrs_workload::nbd::{Client, Server};
-use drbdrs_workload::run::{Plan, Report, Running, start};
-use drbdrs_workload::verify::verify;
+use drbdrs_workload::run::{Report, Running};
 use rustix::process::Signal;
 
+use crate::load::Load;
 use crate::nodes::{Node, Pair, Programs, eventually};
 
 const DISK: u64 = 48 << 20;
@@ -47,7 +42,7 @@ const EVENTS: [Event; 6] = [
 /// A pair and what it has promised.
 struct Life {
     pair: Pair,
-    journal: Option<Journal>,
+    load: Load,
     is_async: bool,
     random: u64,
     /// Which node is Primary.
@@ -65,7 +60,7 @@ struct Life {
 pub fn live(programs: &Programs, protocol: &str, kills: u32, seed: u64) -> Result<()> {
     let mut life = Life::new(programs, protocol, seed)?;
     let result = life.rounds(kills, seed);
-    let logs = || life.pair.nodes.iter().map(tail).collect::<Vec<_>>().concat();
+    let logs = || life.pair.nodes.iter().map(Node::log_tail).collect::<Vec<_>>().concat();
     result.with_context(|| {
         format!("protocol {protocol}, seed {seed}:\n{}\n{}", life.story.join("\n"), logs())
     })?;
@@ -76,14 +71,6 @@ pub fn live(programs: &Programs, protocol: &str, kills: u32, seed: u64) -> Resul
     Ok(())
 }
 
-/// The end of a node's log.
-fn tail(node: &Node) -> String {
-    let log = node.log().unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
-    format!("--- the end of the log of {}\n{}\n", node.name, last.join("\n"))
-}
-
 impl Life {
     fn new(programs: &Programs, protocol: &str, seed: u64) -> Result<Self> {
         let body = format!(
@@ -92,9 +79,10 @@ impl Life {
         );
         let mut pair = Pair::new(programs, 1, DISK, &body, "")?;
         pair.in_sync("")?;
+        let load = Load::new(&pair, seed)?;
         Ok(Self {
             pair,
-            journal: None,
+            load,
             is_async: protocol == "A",
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             primary: 0,
@@ -105,9 +93,6 @@ impl Life {
     }
 
     fn rounds(&mut self, kills: u32, seed: u64) -> Result<()> {
-        let sectors = Client::open(&self.server(0))?.size() / SECTOR as u64;
-        let path = self.pair.dir.path().join("journal");
-        self.journal = Some(Journal::create(&path, sectors, seed, Durability::Process)?);
         let mut at = usize::try_from(seed)? % EVENTS.len();
         while self.kills < kills {
             let event = EVENTS.get(at).copied().context("an event")?;
@@ -136,30 +121,20 @@ impl Life {
         std::thread::sleep(time);
     }
 
-    fn server(&self, node: usize) -> Server {
-        Server::unix(self.pair.nodes[node].run_dir().join("nbd.sock"), "r0/0")
-    }
-
     fn begin(&mut self) -> Result<Running> {
-        let plan = Plan { clients: 3, seed: self.random, ..Plan::default() };
-        let journal = self.journal.take().context("a journal")?;
-        Ok(start(&self.server(self.primary), journal, plan)?)
+        self.load.begin(&self.pair.nodes[self.primary], self.random)
     }
 
     fn finish(&mut self, running: Running) -> Result<Report> {
-        let (journal, report) = running.end()?;
-        self.journal = Some(journal);
+        let report = self.load.end(running)?;
         self.writes += report.writes;
         self.say(format!("{} writes, {} clients lost", report.writes, report.lost));
-        ensure!(report.complaints.is_empty(), "{}", report.complaints.join("\n"));
         ensure!(report.errors == 0, "{} requests failed", report.errors);
         Ok(report)
     }
 
     fn verify(&mut self, node: usize, loss: Loss) -> Result<()> {
-        let server = self.server(node);
-        let journal = self.journal.as_mut().context("a journal")?;
-        let verdict = verify(&server, journal, loss)?.ok()?;
+        let verdict = self.load.verify(&self.pair.nodes[node], loss)?;
         self.say(format!("node {node}: {} sectors, {} gone", verdict.sectors, verdict.gone));
         Ok(())
     }
@@ -183,10 +158,6 @@ impl Life {
         self.pair.nodes[node].adm(&["primary", "r0"])?.ok()?;
         self.primary = node;
         Ok(())
-    }
-
-    fn until_in_sync(&self) -> Result<()> {
-        self.pair.nodes.iter().try_for_each(|node| node.until("ds:UpToDate/UpToDate"))
     }
 
     fn round(&mut self, event: Event) -> Result<()> {
@@ -218,7 +189,7 @@ impl Life {
                     self.pause(300);
                     self.restart(other)?;
                 }
-                self.until_in_sync()?;
+                self.pair.until_in_sync()?;
                 ensure!(self.finish(running)?.lost == 0, "clients of the Primary were lost");
             }
             Event::PrimaryDiesInResync => {
@@ -244,13 +215,13 @@ impl Life {
                 self.restart(other)?;
                 self.pause(500);
                 self.restart(old)?;
-                self.until_in_sync()?;
+                self.pair.until_in_sync()?;
                 let next = usize::from(self.below(2) == 0);
                 self.promote(next)?;
                 self.verify(next, Loss::Nothing)?;
             }
         }
-        self.until_in_sync()
+        self.pair.until_in_sync()
     }
 
     /// The other node takes over; under protocol A it may lack the newest writes. It goes on alone.
@@ -279,10 +250,7 @@ impl Life {
     /// Everything is as the journal says, on both nodes; sometimes the roles change.
     fn end_round(&mut self) -> Result<()> {
         self.verify(self.primary, Loss::Nothing)?;
-        let paths = [0, 1].map(|n| self.pair.nodes[n].disk(0));
-        let len = self.journal.as_ref().context("a journal")?.ledger().len() * SECTOR as u64;
-        eventually(|| Ok(difference(&paths, len)?.map_or(Ok(()), Err)))?;
-        self.journal.as_mut().context("a journal")?.settle()?;
+        self.load.until_equal()?;
         if self.below(3) == 0 {
             let (old, new) = (self.primary, 1 - self.primary);
             eventually(|| {
@@ -294,16 +262,4 @@ impl Life {
         }
         Ok(())
     }
-}
-
-/// Where two disks differ.
-fn difference(paths: &[PathBuf; 2], len: u64) -> Result<Option<String>> {
-    let read = |path: &PathBuf| -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(len).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let [one, two] = [read(&paths[0])?, read(&paths[1])?];
-    let at = one.iter().zip(&two).position(|(one, two)| one != two);
-    Ok(at.map(|at| format!("the disks differ at byte {at}")))
 }

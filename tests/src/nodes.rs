@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use drbdrs_workload::nbd::Server;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -165,6 +166,14 @@ impl Pair {
         self.nodes[0].until("cs:Connected")
     }
 
+    /// Waits until both disks are good.
+    ///
+    /// # Errors
+    /// Not within a minute.
+    pub fn until_in_sync(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.until("ds:UpToDate/UpToDate"))
+    }
+
     /// A pair whose first node is Primary and whose disks are equal.
     ///
     /// # Errors
@@ -269,14 +278,31 @@ impl Node {
         })
     }
 
+    /// Sends a signal to the daemon.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.pid().context("it does not run")?;
+        let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("a pid")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// The end of the log.
+    pub fn log_tail(&self) -> String {
+        let log = self.log().unwrap_or_default();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("handler: ")).collect();
+        let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
+        format!("--- the end of the log of {}\n{}\n", self.name, last.join("\n"))
+    }
+
     /// Ends the daemon with a signal; its exit code, or 128 and the signal.
     ///
     /// # Errors
     /// It does not run, or does not end.
     pub fn stop(&mut self, signal: Signal) -> Result<i32> {
+        self.signal(signal)?;
         let mut child = self.child.take().context("it does not run")?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a pid")?;
-        kill_process(pid, signal)?;
         let status = eventually(|| Ok(child.try_wait()?.ok_or_else(|| "it runs".to_owned())))?;
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
     }
@@ -364,6 +390,11 @@ impl Node {
     /// NBD URI of a volume.
     pub fn uri(&self, volume: u16) -> String {
         format!("nbd+unix:///r0/{volume}?socket={}/nbd.sock", self.run_dir().display())
+    }
+
+    /// Volume 0, for our own NBD client.
+    pub fn server(&self) -> Server {
+        Server::unix(self.run_dir().join("nbd.sock"), "r0/0")
     }
 
     /// Commands of qemu-io on a volume.

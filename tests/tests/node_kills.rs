@@ -70,8 +70,7 @@ fn hand_over() -> Result<()> {
     ensure!(text.ends_with("; 0 acknowledged are not there\n"), "{text}");
 
     // It does complain: of a sector that somebody else has written.
-    let server = drbdrs_workload::nbd::Server::unix(beta.run_dir().join("nbd.sock"), "r0/0");
-    drbdrs_workload::nbd::Client::open(&server)?.write(4096, &[0x5a; 512])?;
+    drbdrs_workload::nbd::Client::open(&beta.server())?.write(4096, &[0x5a; 512])?;
     let did = Did::from(run("verify", beta).output()?);
     ensure!(did.code == 1 && did.err.contains("sector 8: Alien"), "{did:?}");
     Ok(())

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use anyhow::{Context as _, Result, ensure};
 use drbdrs_tests::need::trial;
 use drbdrs_tests::nodes::{Node, Pair, Programs, eventually};
-use drbdrs_workload::nbd::{Client, Server};
+use drbdrs_workload::nbd::Client;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const DISK: u64 = 8 << 20;
@@ -248,7 +248,7 @@ impl Split<'_> {
         for (n, node) in self.pair.nodes.iter().enumerate() {
             node.until("cs:StandAlone")?;
             node.adm(&["primary", "r0"])?.ok()?;
-            let mut client = Client::open(&Server::unix(node.run_dir().join("nbd.sock"), "r0/0"))?;
+            let mut client = Client::open(&node.server())?;
             for block in 0..self.row.blocks[n] {
                 let at = PLACES[n] + (block * BLOCK) as u64;
                 client.write(at, &[self.mark; BLOCK])?;
@@ -326,8 +326,8 @@ impl Split<'_> {
     fn until_in_sync(&self) -> Result<()> {
         for node in &self.pair.nodes {
             node.until("cs:Connected")?;
-            node.until("ds:UpToDate/UpToDate")?;
         }
+        self.pair.until_in_sync()?;
         for node in &self.pair.nodes {
             node.adm(&["secondary", "r0"])?.ok()?;
         }

@@ -1,7 +1,8 @@
 //! Writes of this node, and what the peer answers. Spec: io-path §1.5 to §1.9; wire §5, §6.
 
 use super::rig::*;
-use drbd_core::config::Protocol;
+use drbd_core::admin::Command;
+use drbd_core::config::{DiskConfig, OnIoError, Protocol};
 use drbd_core::event::{AppOp, IoFailure, StreamLoss};
 use drbd_types::{Cstate, Dstate};
 use drbd_wire::packet::{AckKind, BlockId, DpFlags};
@@ -161,6 +162,53 @@ fn discards_and_zeroes_have_packets_of_their_own() {
     script.app(V0, |_| AppOp::WriteZeroes { range: range(256, 64), may_unmap: true });
     assert!(matches!(only(sent(&mut script)), Packet::Zeroes(b, 32_768)
         if b.flags.contains(DpFlags::DISCARD | DpFlags::ZEROES)));
+}
+
+/// What only the peer gets it marks only if it knows that this disk has failed.
+#[test]
+fn news_of_a_failed_disk_go_before_the_writes_that_it_lacks() {
+    let mut script = primary();
+    script.holds = true;
+    write(&mut script, 8);
+    write(&mut script, 8192);
+    assert!(sent(&mut script).is_empty(), "the activity log is being written");
+    script.answer(0, Some(IoFailure::Device(5)));
+    assert_eq!(script.state(0).disk, Dstate::Diskless);
+    let packets = sent(&mut script);
+    let first = packets.iter().position(|p| matches!(p, Packet::Data(..)));
+    let news = packets.iter().position(|p| matches!(p, Packet::State(..)));
+    assert!(news.is_some() && news < first, "{packets:?}");
+    assert_eq!(packets.iter().filter(|p| matches!(p, Packet::Data(..))).count(), 2);
+}
+
+/// The handler that is called first may start this node anew: until then nothing is written that
+/// nobody has marked.
+#[test]
+fn writes_wait_for_the_handler_of_a_failed_disk() {
+    let mut script = primary();
+    let config = DiskConfig { on_io_error: OnIoError::CallLocalIoError, ..DiskConfig::default() };
+    script.command(Command::DiskOptions { volume: V0, config: Box::new(config) });
+    sent(&mut script);
+    write(&mut script, 8);
+    let id = id_of(&only(sent(&mut script)));
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id), 0);
+    sent(&mut script);
+    script.holds = true;
+    write(&mut script, 8);
+    let id = id_of(&only(sent(&mut script)));
+    script.answer(0, Some(IoFailure::Device(5)));
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id), 0);
+    write(&mut script, 16);
+    let packets = sent(&mut script);
+    assert!(
+        !packets.iter().any(|p| matches!(p, Packet::Data(..) | Packet::State(..))),
+        "{packets:?}"
+    );
+    script.answer_all();
+    let packets = sent(&mut script);
+    let news = packets.iter().position(|p| matches!(p, Packet::State(..)));
+    let data = packets.iter().position(|p| matches!(p, Packet::Data(..)));
+    assert!(news.is_some() && news < data, "{packets:?}");
 }
 
 /// Defect 14.5 of the original: a flush did not wait for the peer.
