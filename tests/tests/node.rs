@@ -306,21 +306,12 @@ fn sigterm(programs: &Programs) -> Result<()> {
     ensure!(second.code == 1 && second.err.contains("another drbdrs runs already"), "{second:?}");
     alpha.qemu_io(0, &["write -P 0x42 0 1M"])?.ok()?;
     // A client that stays must not keep it from ending.
-    let mut client = std::process::Command::new("qemu-io")
-        .args(["-f", "raw", &alpha.uri(0)])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    eventually(|| {
-        let text = alpha.setup(&["secondary", "@0"])?;
-        Ok(if text.code == 11 { Ok(()) } else { Err(format!("{text:?}")) })
-    })
-    .or_else(|_| alpha.adm(&["primary", "r0"])?.ok().map(drop))?;
+    let client = drbdrs_workload::nbd::Client::open(&alpha.server())?;
+    ensure!(alpha.setup(&["secondary", "@0"])?.code == 11, "demoted while it is used");
     let start = Instant::now();
     ensure!(alpha.stop(Signal::TERM)? == 0, "not a clean end");
     ensure!(start.elapsed() < Duration::from_secs(8), "slow: {:?}", start.elapsed());
-    client.kill()?;
-    client.wait()?;
+    drop(client);
     for name in ["drbdrs.sock", "nbd.sock", "proc-drbd"] {
         ensure!(!alpha.run_dir().join(name).exists(), "{name} is left");
     }

@@ -255,7 +255,7 @@ fn a_request_without_answer_ends_the_connection() {
 #[test]
 fn without_a_disk_reads_go_to_the_peer() {
     let mut script = primary();
-    let ticket = script.begin(drbd_core::admin::Command::Detach { volume: V0, force: false });
+    let ticket = script.begin(Command::Detach { volume: V0, force: false });
     script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
     assert_eq!(script.replies[&ticket.0].code, 1, "{:?}", script.log);
     script.sent.clear();
