@@ -9,7 +9,7 @@ use drbdrs_workload::run::{Report, Running};
 use rustix::process::Signal;
 
 use crate::load::Load;
-use crate::nodes::{Node, Pair, Programs, eventually};
+use crate::nodes::{Pair, Programs, eventually};
 
 const DISK: u64 = 48 << 20;
 
@@ -60,9 +60,12 @@ struct Life {
 pub fn live(programs: &Programs, protocol: &str, kills: u32, seed: u64) -> Result<()> {
     let mut life = Life::new(programs, protocol, seed)?;
     let result = life.rounds(kills, seed);
-    let logs = || life.pair.nodes.iter().map(Node::log_tail).collect::<Vec<_>>().concat();
     result.with_context(|| {
-        format!("protocol {protocol}, seed {seed}:\n{}\n{}", life.story.join("\n"), logs())
+        format!(
+            "protocol {protocol}, seed {seed}:\n{}\n{}",
+            life.story.join("\n"),
+            life.pair.log_tails()
+        )
     })?;
     println!(
         "protocol {protocol}, seed {seed}: {} daemons killed, {} writes acknowledged, none lost",

@@ -80,6 +80,8 @@ pub struct Node {
     conf: PathBuf,
     /// Of volume 0; those of the others follow.
     minor: u32,
+    /// Network namespace of the daemon, if it has one of its own.
+    pub namespace: Option<String>,
     child: Option<Child>,
 }
 
@@ -109,15 +111,34 @@ impl Pair {
         body: &str,
         disk1: &str,
     ) -> Result<Self> {
+        let minor = new_minor();
+        let addresses = free_ports(minor)?.map(|port| format!("127.0.0.1:{port}"));
+        Self::make(programs, minor, addresses, (volumes, size), body, disk1)
+    }
+
+    /// The same with one volume, at other addresses.
+    ///
+    /// # Errors
+    /// No files.
+    pub fn at(programs: &Programs, addresses: [String; 2], size: u64, body: &str) -> Result<Self> {
+        Self::make(programs, new_minor(), addresses, (1, size), body, "")
+    }
+
+    fn make(
+        programs: &Programs,
+        minor: u32,
+        addresses: [String; 2],
+        (volumes, size): (u16, u64),
+        body: &str,
+        disk1: &str,
+    ) -> Result<Self> {
         let dir = TempDir::new()?;
         let conf = dir.path().join("drbd.conf");
-        let minor = new_minor();
-        let ports = free_ports(minor)?;
         let mut hosts = String::new();
-        for (name, port) in ["alpha", "beta"].into_iter().zip(ports) {
+        for (name, address) in ["alpha", "beta"].into_iter().zip(addresses) {
             let folder = dir.path().join(name);
             std::fs::create_dir(&folder)?;
-            hosts += &format!("  on {name} {{\n    address 127.0.0.1:{port};\n");
+            hosts += &format!("  on {name} {{\n    address {address};\n");
             for n in 0..volumes {
                 let disk = folder.join(format!("disk{n}"));
                 std::fs::File::create(&disk)?.set_len(size)?;
@@ -136,6 +157,7 @@ impl Pair {
             dir: dir.path().join(name),
             conf: conf.clone(),
             minor,
+            namespace: None,
             child: None,
         };
         let pair = Self { nodes: [node("alpha"), node("beta")], dir, conf, hosts };
@@ -180,9 +202,15 @@ impl Pair {
     /// As for [`Self::up`].
     pub fn in_sync(&mut self, settings: &str) -> Result<()> {
         self.up(settings)?;
-        self.nodes[0].adm(&["new-current-uuid", "--clear-bitmap", "r0/0"])?.ok()?;
-        self.nodes[0].adm(&["primary", "r0"])?.ok()?;
-        self.nodes[0].until("ds:UpToDate/UpToDate")
+        let alpha = &self.nodes[0];
+        alpha.adm(&["new-current-uuid", "--clear-bitmap", "r0/0"])?.ok()?;
+        alpha.adm(&["primary", "r0"])?.ok()?;
+        alpha.until("ds:UpToDate/UpToDate").with_context(|| self.log_tails())
+    }
+
+    /// The ends of both logs.
+    pub fn log_tails(&self) -> String {
+        self.nodes.iter().map(Node::log_tail).collect()
     }
 }
 
@@ -234,6 +262,7 @@ impl Node {
             dir: folder,
             conf: dir.join("drbd.conf"),
             minor: new_minor(),
+            namespace: None,
             child: None,
         })
     }
@@ -261,7 +290,8 @@ impl Node {
         let file = self.dir.join("drbdrs.toml");
         std::fs::write(&file, settings)?;
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
-        let child = Command::new(&self.programs.daemon)
+        let child = self
+            .command_of(&self.programs.daemon)
             .arg("--run-dir")
             .arg(self.run_dir())
             .arg("--settings")
@@ -323,9 +353,21 @@ impl Node {
     /// # Errors
     /// It cannot be run.
     pub fn adm(&self, words: &[&str]) -> Result<Did> {
-        let mut command = Command::new(&self.programs.adm);
+        let mut command = self.command_of(&self.programs.adm);
         command.arg("-c").arg(&self.conf).args(["--node-name", self.name]).args(self.words(words));
         Ok(command.env("DRBDRS_ADMIN_SOCKET", self.socket()).output()?.into())
+    }
+
+    /// A program in the node's network.
+    fn command_of(&self, program: &Path) -> Command {
+        match &self.namespace {
+            None => Command::new(program),
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(program);
+                command
+            }
+        }
     }
 
     /// A drbdsetup of this node.

@@ -24,8 +24,8 @@ type Body = fn(&Programs) -> Result<()>;
 fn main() {
     let args = Arguments::from_args();
     let tests: [(&str, &[Need], Body); 9] = [
-        ("a_full_disk_of_the_secondary", &[Need::Mounts], |p| disk_full(p, 1)),
-        ("a_full_disk_of_the_primary", &[Need::Mounts], |p| disk_full(p, 0)),
+        ("a_full_disk_of_the_secondary", &[Need::Root], |p| disk_full(p, 1)),
+        ("a_full_disk_of_the_primary", &[Need::Root], |p| disk_full(p, 0)),
         ("a_failing_disk_and_every_policy", &[], failing_disk),
         ("a_failing_disk_without_a_peer", &[], failing_alone),
         ("a_stopped_secondary", &[], |p| stopped(p, 1)),
@@ -47,7 +47,7 @@ fn main() {
 
 /// Adds the logs to an error.
 fn told<T>(pair: &Pair, result: Result<T>) -> Result<T> {
-    result.with_context(|| pair.nodes.iter().map(Node::log_tail).collect::<String>())
+    result.with_context(|| pair.log_tails())
 }
 
 fn work(time: u64) {
