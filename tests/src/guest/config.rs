@@ -93,7 +93,7 @@ impl Config {
 }
 
 /// Names a folder that gets a capture of the link of every guest.
-pub const CAPTURES: &str = "DRBDRS_CAPTURE_DIR";
+const CAPTURES: &str = "DRBDRS_CAPTURE_DIR";
 
 fn capture_of(name: &str) -> Option<PathBuf> {
     static GUESTS: AtomicU32 = AtomicU32::new(0);

@@ -164,23 +164,6 @@ fn discards_and_zeroes_have_packets_of_their_own() {
         if b.flags.contains(DpFlags::DISCARD | DpFlags::ZEROES)));
 }
 
-/// What only the peer gets it marks only if it knows that this disk has failed.
-#[test]
-fn news_of_a_failed_disk_go_before_the_writes_that_it_lacks() {
-    let mut script = primary();
-    script.holds = true;
-    write(&mut script, 8);
-    write(&mut script, 8192);
-    assert!(sent(&mut script).is_empty(), "the activity log is being written");
-    script.answer(0, Some(IoFailure::Device(5)));
-    assert_eq!(script.state(0).disk, Dstate::Diskless);
-    let packets = sent(&mut script);
-    let first = packets.iter().position(|p| matches!(p, Packet::Data(..)));
-    let news = packets.iter().position(|p| matches!(p, Packet::State(..)));
-    assert!(news.is_some() && news < first, "{packets:?}");
-    assert_eq!(packets.iter().filter(|p| matches!(p, Packet::Data(..))).count(), 2);
-}
-
 /// The handler that is called first may start this node anew: until then nothing is written that
 /// nobody has marked.
 #[test]
