@@ -31,6 +31,8 @@ use super::verify::VerifyRun;
 use super::volume::Volume;
 use super::{Core, call_handler, meta, timers};
 
+/// Largest thin request, bytes.
+const THIN_MAX: u64 = 1 << 20;
 /// The period of the request generator, microseconds. Spec §8.3.
 pub(super) const STEP: u64 = 100_000;
 /// Changed pages are written at most so often while a resync runs, microseconds. Spec §7.4.
@@ -558,10 +560,13 @@ impl Core {
     /// The size of thin requests in bytes, if they are used. Spec §8.10.
     fn thin_size(&self, nr: VolumeNr) -> Option<u64> {
         let volume = self.volume(nr)?;
-        let granularity = u64::from(volume.config.rs_discard_granularity);
-        let can = volume.disk.as_ref()?.limits().can_discard;
+        let wanted = u64::from(volume.config.rs_discard_granularity);
+        let limits = volume.disk.as_ref()?.limits();
         let agreed = self.conn.features.contains(Features::THIN_RESYNC);
-        (granularity > 0 && can && agreed).then_some(granularity)
+        // Whole blocks, and whole pieces that the disk can discard (defect 14.13).
+        let piece = u64::from(limits.discard_granularity).max(4096);
+        let size = wanted.next_multiple_of(piece);
+        (wanted > 0 && size <= THIN_MAX && limits.can_discard && agreed).then_some(size)
     }
 
     /// A bit was set behind the cursor (defect 14.11): once everything asked for is answered, the

@@ -11,7 +11,7 @@ use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, Uuids};
 use drbd_wire::{Digest, Packet, Stream};
 
 /// A disk with bits relative to the peer's generation, which is therefore the source or target.
-fn differing(bits: &[u64], own: u64, bitmap: u64) -> Script {
+pub(crate) fn differing(bits: &[u64], own: u64, bitmap: u64) -> Script {
     let mut disk = drbd_sim::script::ScriptDisk::new(
         SECTORS,
         |sb| {
@@ -30,7 +30,7 @@ fn differing(bits: &[u64], own: u64, bitmap: u64) -> Script {
 }
 
 /// WFBitMapS: this node has newer data in block 1.
-fn source() -> Script {
+pub(crate) fn source() -> Script {
     let mut script = differing(&[1], 0x2222_0000, CURRENT);
     let net = NetConfig::default();
     script.connect(net.clone());
@@ -40,8 +40,13 @@ fn source() -> Script {
 }
 
 /// WFBitMapT: the peer has newer data.
-fn target() -> Script {
-    let mut script = alone();
+pub(crate) fn target() -> Script {
+    target_with(Default::default())
+}
+
+pub(crate) fn target_with(config: drbd_core::config::DiskConfig) -> Script {
+    let mut script = without_disk(disk(&[]));
+    script.attach(0, config);
     let net = NetConfig::default();
     script.connect(net.clone());
     protocol(&mut script, &net);
@@ -55,7 +60,7 @@ fn target() -> Script {
     script
 }
 
-fn plain(bits: &[u64]) -> Packet {
+pub(crate) fn plain(bits: &[u64]) -> Packet {
     let mut bytes = vec![0_u8; SECTORS as usize / 64];
     for bit in bits {
         bytes[*bit as usize / 8] |= 1 << (bit % 8);
@@ -63,13 +68,13 @@ fn plain(bits: &[u64]) -> Packet {
     Packet::Bitmap(bytes.into())
 }
 
-fn send_bitmap(script: &mut Script, bits: &[u64]) {
+pub(crate) fn send_bitmap(script: &mut Script, bits: &[u64]) {
     script.peer(Stream::Data, 0, plain(bits), 0);
     script.peer(Stream::Data, 0, Packet::Bitmap(Box::default()), 0);
 }
 
 /// SyncTarget with these blocks to fetch.
-fn sync_target(bits: &[u64]) -> Script {
+pub(crate) fn sync_target(bits: &[u64]) -> Script {
     let mut script = target();
     send_bitmap(&mut script, bits);
     assert_eq!(script.state(0).conn, Cstate::WFSyncUUID);
@@ -79,7 +84,7 @@ fn sync_target(bits: &[u64]) -> Script {
     script
 }
 
-fn requests(script: &mut Script) -> Vec<(u64, u32)> {
+pub(crate) fn requests(script: &mut Script) -> Vec<(u64, u32)> {
     sent(script)
         .into_iter()
         .filter_map(|p| match p {
@@ -89,7 +94,7 @@ fn requests(script: &mut Script) -> Vec<(u64, u32)> {
         .collect()
 }
 
-fn reply(sector: u64) -> Packet {
+pub(crate) fn reply(sector: u64) -> Packet {
     let flags = DpFlags::empty();
     let head = Block { sector: drbd_types::Sector(sector), id: BlockId::SYNCER, seq: 0, flags };
     Packet::RsDataReply(head, Digest::NONE)
