@@ -279,3 +279,24 @@ pub enum Handler {
     /// The peer is good again.
     UnfencePeer,
 }
+
+impl Handler {
+    /// Its name in the configuration, and the first argument of the helper program. Spec:
+    /// states-and-generations.md §12.2.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PriOnInconDegr => "pri-on-incon-degr",
+            Self::LocalIoError => "local-io-error",
+            Self::InitialSplitBrain => "initial-split-brain",
+            Self::SplitBrain => "split-brain",
+            Self::PriLostAfterSb => "pri-lost-after-sb",
+            Self::PriLost => "pri-lost",
+            Self::BeforeResyncTarget => "before-resync-target",
+            Self::AfterResyncTarget => "after-resync-target",
+            Self::BeforeResyncSource => "before-resync-source",
+            Self::OutOfSync => "out-of-sync",
+            Self::FencePeer => "fence-peer",
+            Self::UnfencePeer => "unfence-peer",
+        }
+    }
+}

@@ -282,7 +282,7 @@ impl World {
                 self.at(delay, life, Happening::Fence(node, call, None));
             }
             Wish::Handler(call, handler) => {
-                let name = handler_name(handler);
+                let name = handler.name();
                 let exit = self.nodes[node].handler_exits.get(name).copied().unwrap_or(0);
                 let delay = 1 + self.chance.below(2000);
                 self.at(delay, life, Happening::Handler(node, call, exit));
@@ -839,21 +839,4 @@ impl World {
 /// It wraps.
 pub fn range(start: u64, len: u64) -> SectorRange {
     SectorRange::new(drbd_types::Sector(start), drbd_types::SectorCount(len)).expect("no wrap")
-}
-
-const fn handler_name(handler: Handler) -> &'static str {
-    match handler {
-        Handler::PriOnInconDegr => "pri-on-incon-degr",
-        Handler::LocalIoError => "local-io-error",
-        Handler::InitialSplitBrain => "initial-split-brain",
-        Handler::SplitBrain => "split-brain",
-        Handler::PriLostAfterSb => "pri-lost-after-sb",
-        Handler::PriLost => "pri-lost",
-        Handler::BeforeResyncTarget => "before-resync-target",
-        Handler::AfterResyncTarget => "after-resync-target",
-        Handler::BeforeResyncSource => "before-resync-source",
-        Handler::OutOfSync => "out-of-sync",
-        Handler::FencePeer => "fence-peer",
-        Handler::UnfencePeer => "unfence-peer",
-    }
 }

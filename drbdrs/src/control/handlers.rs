@@ -39,24 +39,6 @@ pub struct Program {
     pub socket: PathBuf,
 }
 
-/// Names of the spec §12.2.
-const fn name(handler: Handler) -> &'static str {
-    match handler {
-        Handler::PriOnInconDegr => "pri-on-incon-degr",
-        Handler::LocalIoError => "local-io-error",
-        Handler::InitialSplitBrain => "initial-split-brain",
-        Handler::SplitBrain => "split-brain",
-        Handler::PriLostAfterSb => "pri-lost-after-sb",
-        Handler::PriLost => "pri-lost",
-        Handler::BeforeResyncTarget => "before-resync-target",
-        Handler::AfterResyncTarget => "after-resync-target",
-        Handler::BeforeResyncSource => "before-resync-source",
-        Handler::OutOfSync => "out-of-sync",
-        Handler::FencePeer => "fence-peer",
-        Handler::UnfencePeer => "unfence-peer",
-    }
-}
-
 /// One call.
 struct Call {
     resource: String,
@@ -91,7 +73,7 @@ impl Call {
 
 /// Runs a handler; its end is told to the engine.
 pub(super) fn start(node: &Rc<Node>, id: Id, call: CallId, handler: Handler, minor: Option<Minor>) {
-    let name = name(handler);
+    let name = handler.name();
     let described = node.with(id, |record| {
         record.handlers.insert(call.0, (name.into(), Instant::now()));
         let volume = minor.and_then(|m| Some((record.volume_of(m.0)?.0, m.0)));

@@ -15,7 +15,9 @@ use crate::state::facts;
 use super::change::{Opt, Wanted};
 use super::proc::Cx;
 use super::resync::Side;
-use super::{Core, attach, bitmap_exchange, call_handler, fence, meta, resync, verify};
+use super::{
+    Core, attach, bitmap_exchange, call_handler, fence, generations, meta, resync, verify,
+};
 
 /// One piece of work.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +122,10 @@ async fn after_volume(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
     if old.conn != Cstate::WFBitMapS && new.conn == Cstate::WFBitMapS {
         cx.with(|core| core.queue_work(Work::SendBitmap { nr }));
     }
-    generation(cx, nr).await; // A9, A10
+    // A9, A10
+    if cx.with(|core| core.volume(nr).is_some_and(|v| v.marks.generation_due)) {
+        generations::begin(cx, nr).await;
+    }
     // A11, A12
     let was_peer_primary = old.peer == Role::Primary && new.peer == Role::Secondary;
     let was_primary = old.role == Role::Primary && new.role == Role::Secondary;
@@ -184,24 +189,6 @@ fn thaw(cx: &Cx, old: &Fields) {
             }
             let _ = core.set_conn(Wanted::flag(StateWord::SUSP_FEN, false), Opt::HARD);
         }
-    });
-}
-
-/// A9, A10: this node goes on without the peer's data.
-async fn generation(cx: &Cx, nr: VolumeNr) {
-    let is_due = cx.with(|core| {
-        core.volume(nr).is_some_and(|v| v.marks.generation_due) && core.begin_generation(nr)
-    });
-    if is_due {
-        // Stable before it is told to anybody, and before any write completes that belongs to it.
-        let _ = meta::sync(cx, nr).await;
-        cx.with(|core| core.send_uuids(nr, 0));
-    }
-    cx.with(|core| {
-        if let Some(volume) = core.volume_mut(nr) {
-            volume.marks.generation_due = false;
-        }
-        core.touch();
     });
 }
 

@@ -134,6 +134,21 @@ impl Core {
     }
 }
 
+/// A9, A10: a new generation, if one is still due. Stable before it is told to anybody, and before
+/// any write completes that belongs to it.
+pub(super) async fn begin(cx: &Cx, nr: VolumeNr) {
+    if cx.with(|core| core.begin_generation(nr)) {
+        let _ = meta::sync(cx, nr).await;
+        cx.with(|core| core.send_uuids(nr, 0));
+    }
+    cx.with(|core| {
+        if let Some(volume) = core.volume_mut(nr) {
+            volume.marks.generation_due = false;
+        }
+        core.touch();
+    });
+}
+
 /// I/O goes on without the peer: the generations that became due while it was frozen begin, stable
 /// before any write ends that the peer does not have. Returns the volumes without a disk.
 /// Spec: states §2.10 (4), §7.5; io-path defect 14.9.
@@ -146,19 +161,11 @@ pub(super) async fn begin_on_thaw(cx: &Cx) -> Vec<VolumeNr> {
             // With the peer back, it gets what was frozen.
             (is_due && facts::writes_alone(&volume.state)).then(|| volume.disk.is_some())
         });
-        let Some(has_disk) = taken else { continue };
-        if !has_disk {
-            without_disk.push(nr);
-        } else if cx.with(|core| core.begin_generation(nr)) {
-            let _ = meta::sync(cx, nr).await;
-            cx.with(|core| core.send_uuids(nr, 0));
+        match taken {
+            Some(true) => begin(cx, nr).await,
+            Some(false) => without_disk.push(nr),
+            None => {}
         }
-        cx.with(|core| {
-            if let Some(volume) = core.volume_mut(nr) {
-                volume.marks.generation_due = false;
-            }
-            core.touch();
-        });
     }
     without_disk
 }

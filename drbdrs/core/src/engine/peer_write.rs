@@ -33,6 +33,7 @@ use super::app::Writer;
 use super::barriers::Written;
 use super::claims::Claim;
 use super::io::Purpose;
+use super::volume::Volume;
 
 /// What is to be done with the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,42 @@ pub(super) struct PeerWrite {
 }
 
 pub(super) type PeerWriteKey = Key<PeerWrite>;
+
+impl PeerWrite {
+    /// Data of a resync, of so many bytes.
+    fn new(range: SectorRange, what: What, size: u32, order: u64, since: Tick) -> Self {
+        Self {
+            range,
+            what,
+            epoch: None,
+            id: BlockId::SYNCER,
+            seq: 0,
+            size,
+            may_set_in_sync: true,
+            wants_write_ack: true,
+            order,
+            is_in_tree: false,
+            extents_held: 0,
+            is_only_copy: false,
+            since,
+            result: Ok(()),
+            is_orphan: false,
+            is_told: false,
+        }
+    }
+}
+
+impl Volume {
+    /// It waits for its gates.
+    fn enter_peer_write(&mut self, write: PeerWrite) {
+        let key = self.peer_writes.all.insert(write);
+        if write.may_set_in_sync {
+            self.claims.make(write.range, Claim::Peer(key));
+        }
+        self.peer_writes.undone.insert(write.range, (write.order, key));
+        self.peer_writes.waiting.push_back(key);
+    }
+}
 
 /// Writes of the peer to one volume.
 #[derive(Default)]
@@ -170,29 +207,15 @@ impl Core {
             volume.set_out_of_sync(range);
         }
         let may_set_in_sync = block.flags.contains(DpFlags::MAY_SET_IN_SYNC) && !is_only_copy;
-        let key = volume.peer_writes.all.insert(PeerWrite {
-            range,
-            what,
+        volume.enter_peer_write(PeerWrite {
             epoch: Some(epoch),
             id: block.id,
             seq: block.seq,
-            size,
             may_set_in_sync,
             wants_write_ack,
-            order,
-            is_in_tree: false,
-            extents_held: 0,
             is_only_copy,
-            since: now,
-            result: Ok(()),
-            is_orphan: false,
-            is_told: false,
+            ..PeerWrite::new(range, what, size, order, now)
         });
-        if may_set_in_sync {
-            volume.claims.make(range, Claim::Peer(key));
-        }
-        volume.peer_writes.undone.insert(range, (order, key));
-        volume.peer_writes.waiting.push_back(key);
         self.touch();
         true
     }
@@ -302,27 +325,7 @@ impl Core {
         let order = self.next_order();
         let Some(volume) = self.volume_mut(nr) else { return false };
         volume.stats.nr += payload.map_or(0, |p| p.len.0 / 512);
-        let key = volume.peer_writes.all.insert(PeerWrite {
-            range,
-            what,
-            epoch: None,
-            id: BlockId::SYNCER,
-            seq: 0,
-            size,
-            may_set_in_sync: true,
-            wants_write_ack: true,
-            order,
-            is_in_tree: false,
-            extents_held: 0,
-            is_only_copy: false,
-            since: now,
-            result: Ok(()),
-            is_orphan: false,
-            is_told: false,
-        });
-        volume.claims.make(range, Claim::Peer(key));
-        volume.peer_writes.undone.insert(range, (order, key));
-        volume.peer_writes.waiting.push_back(key);
+        volume.enter_peer_write(PeerWrite::new(range, what, size, order, now));
         self.touch();
         true
     }
