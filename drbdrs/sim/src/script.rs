@@ -82,6 +82,11 @@ impl ScriptDisk {
         Self::new(sectors, |_| (), [])
     }
 
+    /// Where its meta-data is.
+    pub fn placement(&self) -> Placement {
+        Placement::FlexExternal
+    }
+
     /// What `drbdadm up` does before it attaches a disk.
     ///
     /// # Panics

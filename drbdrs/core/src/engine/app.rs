@@ -89,6 +89,8 @@ pub(super) struct AppQueues {
     al_pages: Vec<u32>,
     /// The data disk is being flushed for the transaction.
     is_al_flushing: bool,
+    /// No transaction may begin: the meta-data is being rewritten.
+    pub(super) is_log_closed: bool,
     /// A write of a diskless Primary needs a transaction.
     pub(super) wants_transaction: bool,
     /// Wait for writes in progress of the same sectors.
@@ -239,6 +241,9 @@ impl Core {
                     }
                 }
                 AlStep::Idle => {
+                    if volume.app.is_log_closed {
+                        return;
+                    }
                     let wanted = core::mem::take(&mut volume.app.wants_transaction);
                     if volume.app.al_queue.is_empty() && !wanted {
                         return;

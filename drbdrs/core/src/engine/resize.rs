@@ -3,14 +3,13 @@
 
 use alloc::boxed::Box;
 
-use drbd_types::{ByteOffset, Cstate, Dstate, Failure, SectorCount, VolumeNr};
+use drbd_types::{Cstate, Dstate, Failure, SectorCount, VolumeNr};
 use drbd_wire::packet::Sizes;
-use drbdmeta::al::initialised_block;
 use drbdmeta::layout::Layout;
 use drbdmeta::superblock::Flags;
 
 use crate::action::{Action, DeviceOffer, MetaOp};
-use crate::al::ActivityLog;
+use crate::al::Transaction;
 use crate::event::MetaAnswer;
 use crate::log_line::Severity;
 use crate::size::{
@@ -66,7 +65,31 @@ pub(super) async fn set_size(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change,
     result
 }
 
+/// The activity log stands still meanwhile: a transaction or a page of the bitmap must not go to a
+/// place that is given up.
 async fn set_size_held(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Failure> {
+    cx.until(move |core| {
+        let Some(volume) = core.volume_mut(nr) else { return Some(()) };
+        let is_free = !core::mem::replace(&mut volume.app.is_log_closed, true);
+        is_free.then_some(())
+    })
+    .await;
+    cx.until(move |core| {
+        let disk = core.volume(nr).and_then(|v| v.disk.as_ref());
+        disk.is_none_or(|d| d.al.pending() == 0 && !d.al.is_writing()).then_some(())
+    })
+    .await;
+    let result = set_size_closed(cx, nr, how).await;
+    cx.with(|core| {
+        if let Some(volume) = core.volume_mut(nr) {
+            volume.app.is_log_closed = false;
+        }
+        core.touch();
+    });
+    result
+}
+
+async fn set_size_closed(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Failure> {
     let moved = measure(cx, nr).await;
     let planned = cx.with(|core| {
         let bitmap = core
@@ -162,26 +185,7 @@ async fn rewrite_meta(cx: &Cx, nr: VolumeNr, rewrite: size::Rewrite) -> Result<(
             .map_or(Flags::empty(), |disk| disk.superblock.flags)
     });
     set_flags(cx, nr, before | Flags::FULL_SYNC | Flags::AL_DISABLED).await?;
-    let (at, blocks) = cx.with(|core| {
-        let Some(volume) = core.volume_mut(nr) else { return (None, 0) };
-        let Some(disk) = volume.disk.as_mut() else { return (None, 0) };
-        let slots = ActivityLog::slots_for(volume.config.al_extents, disk.layout);
-        if disk.al.is_idle() {
-            // Nothing is hot any more; what is written from now on makes its extents hot again.
-            disk.al = ActivityLog::new(slots);
-        }
-        disk.al.set_layout(disk.layout);
-        volume.stats.al_writes += disk.layout.al_geometry.blocks();
-        (Some(disk.layout), disk.layout.al_geometry.blocks())
-    });
-    if let Some(layout) = at {
-        for t in 0..blocks {
-            let block = Box::new(initialised_block());
-            let at: ByteOffset = layout.al_block(t);
-            let write = MetaOp::Write { at, block, stable: false };
-            meta_op(cx, nr, write).await.map_err(|_| Failure::MetaIo)?;
-        }
-    }
+    fill_ring(cx, nr).await?;
     cx.with(|core| {
         core.info(nr, rewrite.text());
         if rewrite.is_whole()
@@ -193,6 +197,37 @@ async fn rewrite_meta(cx: &Cx, nr: VolumeNr, rewrite: size::Rewrite) -> Result<(
     meta::write_bitmap(cx, nr).await.map_err(|_| Failure::MetaIo)?;
     // This write is preceded by a flush: bitmap and activity log are stable when it is.
     set_flags(cx, nr, before).await
+}
+
+/// Every block of the ring, at its (perhaps new) place. They repeat what is hot, so that it stays
+/// known.
+async fn fill_ring(cx: &Cx, nr: VolumeNr) -> Result<(), Failure> {
+    cx.with(|core| {
+        if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
+            disk.al.set_layout(disk.layout);
+            disk.al.begin_ring_fill();
+        }
+    });
+    while let Some(Transaction { at, block, .. }) = cx.with(|core| {
+        let volume = core.volume_mut(nr)?;
+        let al = &mut volume.disk.as_mut()?.al;
+        let next = (al.ring_fill_left() > 0).then(|| al.transaction())?;
+        volume.stats.al_writes += 1;
+        Some(next)
+    }) {
+        let write = MetaOp::Write { at, block: Box::new(block), stable: false };
+        let result = meta_op(cx, nr, write).await;
+        cx.with(|core| {
+            if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
+                if result.is_err() {
+                    disk.al.transaction_failed();
+                }
+                disk.al.commit();
+            }
+        });
+        result.map_err(|_| Failure::MetaIo)?;
+    }
+    Ok(())
 }
 
 async fn set_flags(cx: &Cx, nr: VolumeNr, flags: Flags) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ mod defects;
 mod disk;
 mod frozen;
 mod generations;
+mod grow;
 mod matrix;
 mod peer;
 mod resync;
