@@ -89,7 +89,7 @@ pub(super) struct AppQueues {
     al_pages: Vec<u32>,
     /// The data disk is being flushed for the transaction.
     is_al_flushing: bool,
-    /// No transaction may begin: the meta-data is being rewritten.
+    /// No extent becomes hot: the meta-data is being rewritten.
     pub(super) is_log_closed: bool,
     /// A write of a diskless Primary needs a transaction.
     pub(super) wants_transaction: bool,
@@ -241,9 +241,6 @@ impl Core {
                     }
                 }
                 AlStep::Idle => {
-                    if volume.app.is_log_closed {
-                        return;
-                    }
                     let wanted = core::mem::take(&mut volume.app.wants_transaction);
                     if volume.app.al_queue.is_empty() && !wanted {
                         return;
@@ -271,7 +268,8 @@ impl Core {
     fn collect(&mut self, nr: VolumeNr) -> bool {
         let Some(volume) = self.volume_mut(nr) else { return false };
         let mut rest = VecDeque::new();
-        let mut is_full = false;
+        // What is pending ends also while the log is closed; nothing joins it.
+        let mut is_full = volume.app.is_log_closed;
         while let Some(mut parked) = volume.app.al_queue.pop_front() {
             if is_full {
                 rest.push_back(parked);

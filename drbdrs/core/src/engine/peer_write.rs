@@ -412,7 +412,7 @@ impl Core {
             self.sync_soon(nr);
             return false;
         }
-        if volume.marks.generation_due {
+        if volume.marks.generation_due || volume.app.is_log_closed {
             return false;
         }
         let Some(volume) = self.volume_mut(nr) else { return false };

@@ -147,3 +147,23 @@ fn a_device_at_rest_grows_and_the_new_part_is_out_of_sync() {
     let dirty = after_power_cut(script.disks[&0].clone());
     assert_eq!(dirty, Some(vec![NEW]));
 }
+
+#[test]
+fn a_transaction_that_is_under_way_ends_before_the_device_grows() {
+    let mut script = writing(&[]);
+    write(&mut script, 0);
+    assert!(matches!(script.held.last(), Some(Held::Meta(..))), "{:?}", script.held);
+    let (before, written) = grow(&mut script);
+    each_cut(&before, &written, |disk| {
+        let (superblock, _) = read(&disk);
+        let dirty = after_power_cut(disk);
+        // Before its transaction is on the disk the write is not.
+        let may_lack = superblock.la_size == SectorCount(SECTORS);
+        assert!(may_lack || covers(dirty.as_deref(), &(0..EXTENT)), "{dirty:?}");
+    });
+    // Now it goes on.
+    assert!(matches!(script.held.as_slice(), [Held::Disk(_, _, DiskOp::Write { .. })]));
+    script.holds = false;
+    script.answer_all();
+    assert_clean(&script);
+}
