@@ -54,7 +54,12 @@ impl Core {
             if let Some(round) = self.peer_epochs.take_flush() {
                 self.flush_epoch(round);
             }
-            let Some((nr, size)) = self.peer_epochs.take_acknowledged() else { break };
+            let was_held = self.peer_epochs.holds_receiver();
+            let acknowledged = self.peer_epochs.take_acknowledged();
+            if was_held && !self.peer_epochs.holds_receiver() {
+                self.touch();
+            }
+            let Some((nr, size)) = acknowledged else { break };
             self.touch();
             // Nobody waits for an epoch of which nothing is left. Spec: wire-protocol.md §6.3.
             if size > 0 {
@@ -73,7 +78,7 @@ impl Core {
             if self.log.get(own).is_some_and(|r| r.progress.is_pending()) {
                 self.conn.retried.push((own, epoch));
             } else {
-                self.peer_epochs.finished(epoch);
+                self.peer_epochs.taken_back(epoch);
             }
         }
     }

@@ -649,6 +649,7 @@ impl Core {
         self.conn.sectors_in_flight = 0;
         for key in self.log.keys(|_| true) {
             let Some(request) = self.log.get_mut(key) else { continue };
+            // Who gives way is decided anew.
             request.is_postponed = false;
             match request.progress.remote {
                 Remote::Mirror(_) => {

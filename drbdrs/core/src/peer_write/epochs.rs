@@ -4,6 +4,9 @@
 //! Invariants (§15, 22 and 23): a barrier is acknowledged exactly once, in order, with the number of
 //! writes received in its epoch, after all of them are finished and, with [`Ordering::Flush`],
 //! flushed; no later write is received before that, except with [`Ordering::None`].
+//!
+//! A write that the peer has to send again is not carried out, so nothing is kept in order behind
+//! it: it delays the acknowledgement of its epoch, but not the writes behind the barrier.
 
 use alloc::collections::VecDeque;
 
@@ -67,6 +70,17 @@ struct Epoch {
     size: u32,
     /// Of these, not finished.
     active: u32,
+    /// Writes that the peer has not taken back yet, to send them again.
+    retried: u32,
+    /// Its writes are on stable storage.
+    is_flushed: bool,
+}
+
+impl Epoch {
+    /// Did it end, and are all its writes written?
+    const fn is_written(&self) -> bool {
+        self.barrier.is_some() && self.active == 0
+    }
 }
 
 /// All epochs that are not acknowledged; the last one is the one that writes are received in.
@@ -84,9 +98,8 @@ pub struct PeerEpochs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flush {
     Idle,
-    Running,
-    /// Of the oldest epoch.
-    Done,
+    /// Of all epochs up to this one.
+    Running(EpochId),
 }
 
 impl Default for PeerEpochs {
@@ -107,7 +120,8 @@ impl PeerEpochs {
     fn begin(&mut self) {
         let id = EpochId(self.next);
         self.next += 1;
-        self.open.push_back(Epoch { id, barrier: None, size: 0, active: 0 });
+        let epoch = Epoch { id, barrier: None, size: 0, active: 0, retried: 0, is_flushed: false };
+        self.open.push_back(epoch);
     }
 
     /// Number of open epochs, the counter `ep`: at least 1.
@@ -140,10 +154,18 @@ impl PeerEpochs {
         }
     }
 
-    /// As [`Self::uncount`], but the epoch stays open until [`Self::finished`] is called for it.
+    /// As [`Self::uncount`], but the epoch stays open until [`Self::taken_back`] is called for it.
     pub fn uncount_later(&mut self, id: EpochId) {
+        self.uncount(id);
         if let Some(epoch) = self.find(id) {
-            epoch.size = epoch.size.saturating_sub(1);
+            epoch.retried += 1;
+        }
+    }
+
+    /// The peer does not count a write any more that it will send again.
+    pub fn taken_back(&mut self, id: EpochId) {
+        if let Some(epoch) = self.find(id) {
+            epoch.retried = epoch.retried.saturating_sub(1);
         }
     }
 
@@ -165,59 +187,64 @@ impl PeerEpochs {
         }
     }
 
-    /// Must receiving wait, because a barrier came and its epoch is not acknowledged?
+    /// Must receiving wait, because a barrier came and the writes before it are not stable?
     pub fn holds_receiver(&self) -> bool {
         self.open.back().is_some_and(|last| last.barrier.is_some())
     }
 
-    /// Everything of the oldest epoch is written, and it must be flushed now; the answer goes to
+    /// Everything of the oldest epochs is written, and it must be flushed now; the answer goes to
     /// [`Self::flushed`] with this number.
     #[must_use]
     pub fn take_flush(&mut self) -> Option<u32> {
-        let is_due = self.ordering == Ordering::Flush
-            && self.flush == Flush::Idle
-            && self
-                .open
-                .front()
-                .is_some_and(|oldest| oldest.barrier.is_some() && oldest.active == 0);
-        is_due.then(|| {
-            self.flush = Flush::Running;
-            self.round = self.round.wrapping_add(1);
-            self.round
-        })
+        if self.ordering != Ordering::Flush || self.flush != Flush::Idle {
+            return None;
+        }
+        let last = self.open.iter().take_while(|epoch| epoch.is_written()).last()?;
+        if last.is_flushed {
+            return None;
+        }
+        self.flush = Flush::Running(last.id);
+        self.round = self.round.wrapping_add(1);
+        Some(self.round)
     }
 
     /// Is this the flush that is waited for?
     pub fn is_flushing(&self, round: u32) -> bool {
-        self.flush == Flush::Running && self.round == round
+        self.flush != Flush::Idle && self.round == round
     }
 
     /// The flush has ended. A disk that can not flush lowers the method for the rest of the time.
     pub fn flushed(&mut self, round: u32, ok: bool) {
-        if !self.is_flushing(round) {
+        let Flush::Running(last) = self.flush else { return };
+        if self.round != round {
             return;
         }
-        self.flush = Flush::Done;
+        self.flush = Flush::Idle;
+        for epoch in self.open.iter_mut().filter(|epoch| epoch.id <= last) {
+            epoch.is_flushed = true;
+        }
         if !ok {
             self.ordering = self.ordering.min(Ordering::Drain);
         }
     }
 
+    fn is_stable(&self, epoch: &Epoch) -> bool {
+        epoch.is_written() && (epoch.is_flushed || self.ordering != Ordering::Flush)
+    }
+
     /// The next acknowledgement that is due: barrier number and size of its epoch.
     #[must_use]
     pub fn take_acknowledged(&mut self) -> Option<(BarrierNr, u32)> {
-        let oldest = self.open.front()?;
-        let nr = oldest.barrier?;
-        let size = oldest.size;
-        if oldest.active > 0 || (self.ordering == Ordering::Flush && self.flush != Flush::Done) {
-            return None;
+        let oldest = *self.open.front()?;
+        let is_due = self.is_stable(&oldest) && oldest.retried == 0;
+        if is_due {
+            self.open.pop_front();
         }
-        self.open.pop_front();
-        self.flush = Flush::Idle;
-        if self.open.is_empty() {
+        if self.open.iter().all(|epoch| self.is_stable(epoch)) {
+            // What is left only waits for the peer.
             self.begin();
         }
-        Some((nr, size))
+        oldest.barrier.filter(|_| is_due).map(|nr| (nr, oldest.size))
     }
 
     /// The connection is gone. Nothing of it will be acknowledged; writes that were received are
@@ -284,6 +311,37 @@ mod tests {
         epochs.finished(a);
         assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
         assert_eq!(epochs.take_acknowledged(), Some((TWO, 1)));
+    }
+
+    #[test]
+    fn a_write_that_comes_again_delays_its_barrier_ack_only() {
+        for ordering in [Ordering::Flush, Ordering::Drain, Ordering::None] {
+            let mut epochs = with(ordering);
+            let (a, b) = (epochs.received(), epochs.received());
+            epochs.uncount_later(a);
+            epochs.finished(b);
+            epochs.on_barrier(ONE);
+            for _ in 0..2 {
+                if let Some(round) = epochs.take_flush() {
+                    epochs.flushed(round, true);
+                }
+                assert_eq!(epochs.take_acknowledged(), None, "{ordering:?}: not taken back");
+                assert!(!epochs.holds_receiver(), "{ordering:?}");
+            }
+            let c = epochs.received();
+            epochs.on_barrier(TWO);
+            epochs.finished(c);
+            if let Some(round) = epochs.take_flush() {
+                epochs.flushed(round, true);
+            }
+            assert_eq!(epochs.take_acknowledged(), None, "in order");
+            assert!(!epochs.holds_receiver(), "{ordering:?}");
+            epochs.taken_back(a);
+            assert_eq!(epochs.take_acknowledged(), Some((ONE, 1)));
+            assert_eq!(epochs.take_acknowledged(), Some((TWO, 1)));
+            assert_eq!(epochs.take_acknowledged(), None);
+            assert_eq!(epochs.count(), 1);
+        }
     }
 
     #[test]

@@ -40,6 +40,26 @@ fn a_write_that_is_sent_again_is_followed_by_its_barrier() {
     assert_clean(&script);
 }
 
+/// With two Primaries the peer decided against a write, and forgot that with the connection.
+#[test]
+fn who_gives_way_is_decided_anew_when_a_write_is_sent_again() {
+    let net = NetConfig { two_primaries: true, ..NetConfig::default() };
+    let mut script = primary_with(net.clone());
+    let id = write(&mut script, 8);
+    let first = sent(&mut script);
+    script.peer(Stream::Meta, 0, ack(AckKind::RetryWrite, 8, id_of(&first[0])), 0);
+    assert_eq!(script.command(Command::SuspendIo(V0)).code, 1);
+    script.lose(Stream::Data, StreamLoss::Reset);
+    script.wait_until_up();
+    script.sent.clear();
+    greet(&mut script, &net, peer_state());
+    let packets = sent(&mut script);
+    let data = packets.iter().find(|p| matches!(p, Packet::Data(..))).expect("it is sent again");
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(data)), 0);
+    script.command(Command::ResumeIo(V0));
+    assert_eq!(script.completed[&id.0], Ok(()));
+}
+
 /// Otherwise the peer would decide by bits and identifiers from before the writes were given up.
 #[test]
 fn a_suspension_does_not_end_within_a_handshake() {
