@@ -64,6 +64,7 @@ found_by! {
     an_ack_that_comes_late_clears_no_newer_mark: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
+    the_victim_of_a_split_brain_is_told: 1724;
     a_refused_attach_does_not_become_up_to_date: 1895;
     a_frozen_generation_begins_with_a_diskless_peer: 1961;
     no_volume_writes_alone_while_another_shakes_hands: 2195;
@@ -72,5 +73,6 @@ found_by! {
     a_promotion_ends_before_a_handshake: 2813;
     every_volume_has_its_generation_before_requests_end: 3488;
     resume_io_waits_for_the_end_of_a_handshake: 3673;
+    a_retried_write_does_not_hold_the_receiver: 3818;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
 }

@@ -177,7 +177,9 @@ impl Run {
                 continue;
             }
             let conn = self.state(node, 0).map_or(Cstate::StandAlone, |s| s.conn);
-            if conn == Cstate::StandAlone {
+            // The victim of a split brain may not have noticed: only one side decides so at times.
+            let gives_up = self.is_split && node == self.victim && conn < Cstate::WFReportParams;
+            if conn == Cstate::StandAlone || gives_up {
                 commands.extend(self.reconnect(node));
             }
             commands.extend(self.promote_for_data(node));
@@ -192,6 +194,8 @@ impl Run {
     pub(super) fn reconnect(&mut self, node: usize) -> Vec<Command> {
         let mut commands = vec![Command::Disconnect { force: false }];
         let is_victim = self.is_split && node == self.victim;
+        // Until a handshake finds it again.
+        self.is_split &= !is_victim;
         if is_victim {
             for volume in self.volumes() {
                 commands.extend(self.demotion(node, volume));
