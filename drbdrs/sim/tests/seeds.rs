@@ -71,6 +71,7 @@ found_by! {
     a_packet_that_crosses_an_attach_is_no_answer: 2670;
     a_suspension_outlasts_all_handshakes: 2773;
     a_promotion_ends_before_a_handshake: 2813;
+    a_fenced_sync_target_is_no_new_generation: 2815;
     every_volume_has_its_generation_before_requests_end: 3488;
     resume_io_waits_for_the_end_of_a_handshake: 3673;
     a_retried_write_does_not_hold_the_receiver: 3818;

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use drbd_types::units::SECTORS_PER_BIT;
-use drbd_types::{Dstate, Fields, Gi, Role, VolumeNr};
+use drbd_types::{Cstate, Dstate, Fields, Gi, Role, VolumeNr};
 
 use crate::generation::Slots;
 use crate::log_line::Severity;
@@ -76,9 +76,13 @@ impl Core {
     /// then: before any of them is reported as done (defect 14.9), or, if I/O is frozen, when it
     /// goes on and the peer is not back by then. Spec §2.9 A9, A10.
     pub(super) fn note_generation_due(&mut self, nr: VolumeNr, old: &Fields, new: &Fields) {
-        let is_due = self.volume(nr).is_some_and(Volume::has_disk)
-            && (facts::goes_on_alone(old, new)
-                || facts::loses_target(old, new) && self.may_have_finished(nr))
+        let Some(volume) = self.volume(nr).filter(|v| v.has_disk()) else { return };
+        // The target of a resync was lost before: that it is fenced now is no news.
+        let is_news = old.conn >= Cstate::Connected
+            || old.pdsk != Dstate::Inconsistent
+            || volume.slots().bitmap.is_none();
+        let is_due = (facts::goes_on_alone(old, new) && is_news
+            || facts::loses_target(old, new) && self.may_have_finished(nr))
             && self.is_generation_due(nr);
         let Some(volume) = self.volume_mut(nr).filter(|_| is_due) else { return };
         if facts::writes_are_frozen(new) {
