@@ -87,13 +87,22 @@ impl Slots {
     /// and the old identifier goes to the history, so a target that had finished gets a full resync
     /// (rule 80), and one that was promoted is a split brain.
     ///
+    /// If the bitmap counts from a sync identifier, its base stays in front: the target may not have
+    /// got that identifier (rule 71).
+    ///
     /// To be called only if the current identifier was ever sent to the peer: otherwise nobody
     /// else can have it, and nothing is gained by using up the history.
     pub fn begin_generation(&mut self, random: Gi, role: Role) {
         if self.bitmap == Gi(0) {
             self.new_current(random, role);
         } else {
-            self.push_history(self.current);
+            let base = self.history[0];
+            let is_sync = self.bitmap.same(Gi(base.0.wrapping_add(SYNC_OFFSET)));
+            if is_sync && base != Gi(0) {
+                self.history[1] = self.current;
+            } else {
+                self.push_history(self.current);
+            }
             self.set_current(random, role);
         }
     }
@@ -183,6 +192,18 @@ mod tests {
         assert_eq!(a.bitmap, JUST_CREATED);
         assert_eq!(a.start_as_source(R), R);
         assert_eq!((a.bitmap, a.history[0]), (R, JUST_CREATED));
+    }
+
+    #[test]
+    fn a_target_that_got_no_sync_identifier_is_known_after_any_number_of_generations() {
+        let mut a = Slots { current: N, bitmap: X, history: [Gi(0); 2] };
+        for attempt in 0..5 {
+            a.start_as_source(R);
+            a.begin_generation(Gi(0x5000 + 0x10 * attempt), Role::Primary);
+            // What rule 71 looks for, and how it corrects the slots.
+            assert_eq!((a.bitmap, a.history[0]), (Gi(X.0 + SYNC_OFFSET), X));
+            (a.bitmap, a.history[0]) = (X, a.history[1]);
+        }
     }
 
     #[test]
