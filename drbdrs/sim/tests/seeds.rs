@@ -76,4 +76,6 @@ found_by! {
     resume_io_waits_for_the_end_of_a_handshake: 3673;
     a_retried_write_does_not_hold_the_receiver: 3818;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
+    equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
+    the_base_of_a_resync_stays_in_the_history: 9306;
 }

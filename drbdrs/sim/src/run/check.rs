@@ -74,6 +74,15 @@ impl Run {
             {
                 self.demotions[node].insert(volume.0);
             }
+            // Old peers can not tell which of two equal disks a crash has left behind, unless both
+            // are Secondary. Spec: states §4.4, rule 41.
+            if let Some(volume) = volume
+                && text == "Equivalent unrotated UUIDs, but current primary present."
+            {
+                for node in &mut self.demotions {
+                    node.insert(volume.0);
+                }
+            }
             if text.starts_with("Split-Brain detected") && text.contains("solved. Sync from") {
                 let loser = if text.contains("Sync from peer") { node } else { 1 - node };
                 for volume in self.volumes() {

@@ -208,7 +208,10 @@ impl Run {
     /// Primaries that said that they can not go on as such.
     fn demote(&mut self, node: usize) -> Vec<Command> {
         let volumes = std::mem::take(&mut self.demotions[node]);
-        volumes.into_iter().flat_map(|volume| self.demotion(node, volume)).collect()
+        let is_primary =
+            |volume: &u16| self.state(node, *volume).is_some_and(|s| s.role == Role::Primary);
+        let primaries = volumes.into_iter().filter(is_primary);
+        primaries.flat_map(|volume| self.demotion(node, volume)).collect()
     }
 
     /// Frozen requests keep the device open: they have to fail first.
