@@ -70,6 +70,11 @@ async fn run(cx: &Cx, command: Command) -> Reply {
         Command::Secondary(nr) => changed(role::set_role(cx, nr, Role::Secondary, false).await),
         Command::Invalidate(nr) => invalidate(cx, nr).await,
         Command::InvalidateRemote(nr) => invalidate_remote(cx, nr).await,
+        // Less than that it does not become better by it. The original promotes an Inconsistent disk
+        // of a connected node that way, even to UpToDate.
+        Command::Outdate(nr) if cx.with(|core| core.state(nr).disk == Dstate::Inconsistent) => {
+            changed(Ok(Done::Nothing))
+        }
         Command::Outdate(nr) => {
             changed(request(cx, nr, Wanted::disk(Dstate::Outdated), Opt::COMMAND).await)
         }

@@ -3,8 +3,8 @@
 use super::rig::*;
 use drbd_core::action::DiskOp;
 use drbd_core::admin::Command;
-use drbd_core::config::{DiskConfig, NetConfig};
-use drbd_core::event::AppOp;
+use drbd_core::config::{DiskConfig, NetConfig, OnIoError};
+use drbd_core::event::{AppOp, IoFailure};
 use drbd_core::ids::BufId;
 use drbd_sim::script::Held;
 use drbd_types::{Cstate, Dstate, Fields, Minor, Role, VolumeNr};
@@ -85,4 +85,20 @@ fn the_disk_is_flushed_before_an_extent_stops_being_hot() {
     assert_eq!(script.held.len(), 1, "the flush: {:?}", script.held);
     script.answer(0, None);
     assert!(matches!(script.held[..], [Held::Meta(..)]), "the transaction: {:?}", script.held);
+}
+
+/// The original takes an Inconsistent disk for UpToDate then, since it is connected.
+#[test]
+fn to_be_outdated_makes_no_disk_better() {
+    let mut script = without_disk(disk(&[]));
+    script.attach(0, DiskConfig { on_io_error: OnIoError::PassOn, ..Default::default() });
+    let mut script = connect(script, &NetConfig::default());
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.answer(0, Some(IoFailure::Device(5)));
+    script.holds = false;
+    script.answer_all();
+    assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
+    script.command(Command::Outdate(V0));
+    assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
 }
