@@ -7,6 +7,7 @@
 use alloc::vec::Vec;
 
 use drbd_types::{Cstate, Dstate, Fields, Role, StateWord, VolumeNr};
+use drbdmeta::superblock::Flags;
 
 use crate::action::{Action, Handler};
 use crate::log_line::Severity;
@@ -131,11 +132,15 @@ async fn after_volume(cx: &Cx, nr: VolumeNr, old: &Fields, new: &Fields) {
     let was_primary = old.role == Role::Primary && new.role == Role::Secondary;
     let writes = cx.with(|core| {
         core.volume(nr).is_some_and(|v| v.has_disk())
-            && ((new.pdsk < Dstate::Inconsistent && was_peer_primary)
+            && (core.is_still_marked_primary(nr)
+                || (new.pdsk < Dstate::Inconsistent && was_peer_primary)
                 || (was_primary && core.state(nr).conn <= Cstate::Connected))
     });
-    if writes {
-        let _ = meta::write_bitmap(cx, nr).await;
+    if writes && meta::write_bitmap(cx, nr).await.is_ok() {
+        cx.with(|core| {
+            let state = core.state(nr);
+            core.follow_flags_now(nr, &state);
+        });
     }
     announce(cx, nr, old, new); // A13 to A17
     // A18
@@ -296,6 +301,19 @@ impl Core {
             disk.superblock.flags = flags;
             self.mark_dirty(nr);
         }
+    }
+
+    /// Does the stored flag still say that this node, or its diskless peer, is Primary, because the
+    /// bitmap was not written?
+    fn is_still_marked_primary(&self, nr: VolumeNr) -> bool {
+        self.volume(nr).is_some_and(|volume| {
+            volume.disk.as_ref().is_some_and(|disk| {
+                let flags = disk.superblock.flags;
+                let crashed = volume.marks.crashed_primary;
+                let wanted = facts::stored_flags(flags, &volume.state, crashed);
+                flags.contains(Flags::PRIMARY) && !wanted.contains(Flags::PRIMARY)
+            })
+        })
     }
 
     /// New application I/O waits, until [`Self::release_io`].

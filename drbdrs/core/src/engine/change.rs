@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use drbd_types::{Cstate, Dstate, Fields, Refusal, Role, StateWord, VolumeNr};
 use drbd_wire::Packet;
+use drbdmeta::superblock::Flags;
 
 use crate::action::Action;
 use crate::config::Fencing;
@@ -285,7 +286,12 @@ impl Core {
         }
         let crashed = volume.marks.crashed_primary;
         let Some(disk) = volume.disk.as_mut() else { return };
-        let flags = facts::stored_flags(disk.superblock.flags, new, crashed);
+        let mut flags = facts::stored_flags(disk.superblock.flags, new, crashed);
+        // Bits that are only in memory are covered by the activity log until they are on disk, and
+        // nobody looks at the log of a Secondary.
+        if disk.has_unwritten_bits() {
+            flags |= disk.superblock.flags & Flags::PRIMARY;
+        }
         let has_changed = flags != disk.superblock.flags;
         disk.superblock.flags = flags;
         if old.disk < Dstate::Consistent && new.disk >= Dstate::Consistent {

@@ -39,6 +39,10 @@ impl Writing {
         self.superblock
     }
 
+    pub(super) fn has_pages(&self) -> bool {
+        !self.pages.is_empty()
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         self.superblock || !self.pages.is_empty()
     }

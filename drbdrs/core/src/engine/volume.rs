@@ -132,6 +132,11 @@ impl Disk {
         &self.opened.limits
     }
 
+    /// Has the bitmap changed since it was written?
+    pub(super) fn has_unwritten_bits(&self) -> bool {
+        self.writing.has_pages() || self.bitmap.next_changed(0).is_some()
+    }
+
     /// The four identifiers.
     pub(super) const fn slots(&self) -> Slots {
         let sb = &self.superblock;
