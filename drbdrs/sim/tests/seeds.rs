@@ -75,10 +75,9 @@ found_by! {
     every_volume_has_its_generation_before_requests_end: 3488;
     resume_io_waits_for_the_end_of_a_handshake: 3673;
     a_retried_write_does_not_hold_the_receiver: 3818;
-    equal_checksums_are_flushed_before_bits_are_cleared: 4577;
-    equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
-    the_base_of_a_resync_stays_in_the_history: 9306;
     the_log_counts_until_the_bitmap_is_written: 3823;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     to_be_outdated_makes_no_disk_better: 4892;
+    equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
+    the_base_of_a_resync_stays_in_the_history: 9306;
 }
