@@ -434,6 +434,14 @@ async fn new_current_uuid(cx: &Cx, nr: VolumeNr, clear_bitmap: bool) -> Reply {
     if !cx.with(|core| core.volume(nr).is_some_and(|v| v.has_disk())) {
         return failure(Failure::NoDisk);
     }
+    // What the peer says of itself when it has just connected would come after the news that both
+    // are UpToDate, and nobody would correct it (the original does not wait).
+    cx.until(move |core| {
+        let volume = core.volume(nr)?;
+        let has_reported = volume.marks.peer_is_connected || volume.state.conn != Cstate::Connected;
+        has_reported.then_some(())
+    })
+    .await;
     let lock = lock(cx, nr).await;
     let reply = new_current_locked(cx, nr, clear_bitmap).await;
     lock.release(cx);

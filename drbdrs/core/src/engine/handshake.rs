@@ -19,7 +19,12 @@ use super::{Core, call_handler, meta, resync, verify};
 /// P_STATE. Returns false if the connection ends with a protocol error.
 pub(super) async fn on_state(cx: &Cx, nr: VolumeNr, word: StateWord) -> bool {
     let Ok(packet) = word.unpack() else { return false };
-    let real = cx.with(|core| core.real_peer_disk(nr, &packet));
+    let real = cx.with(|core| {
+        if let Some(volume) = core.volume_mut(nr) {
+            volume.marks.peer_is_connected = packet.conn >= Cstate::Connected;
+        }
+        core.real_peer_disk(nr, &packet)
+    });
     loop {
         let old = cx.with(|core| core.state(nr));
         match one_round(cx, nr, &packet, real, &old).await {

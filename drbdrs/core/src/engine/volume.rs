@@ -98,6 +98,8 @@ pub(super) struct Marks {
     /// The own disk has failed and the peer does not know yet. What it gets without knowing, it does
     /// not mark, and this disk may not be able to.
     pub(super) failure_untold: bool,
+    /// As its last P_STATE says.
+    pub(super) peer_is_connected: bool,
     /// The own current UUID was sent to the peer at least once: it is no secret any more.
     pub(super) current_is_known: bool,
 }

@@ -6,8 +6,8 @@ use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, NetConfig, OnIoError};
 use drbd_core::event::{AppOp, IoFailure};
 use drbd_core::ids::BufId;
-use drbd_sim::script::Held;
-use drbd_types::{Cstate, Dstate, Fields, Minor, Role, VolumeNr};
+use drbd_sim::script::{Held, ScriptDisk};
+use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, Role, VolumeNr};
 use drbd_wire::{Packet, Stream};
 
 /// Pages of the bitmap that are entirely zero are not delivered by the shell: they must not stay as
@@ -101,4 +101,30 @@ fn to_be_outdated_makes_no_disk_better() {
     assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
     script.command(Command::Outdate(V0));
     assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
+}
+
+/// What the peer says of itself when it has just connected is older than the news that both disks
+/// are UpToDate.
+#[test]
+fn skipping_the_initial_sync_waits_for_the_first_report_of_the_peer() {
+    let mut script = without_disk(ScriptDisk::fresh(SECTORS));
+    script.attach(0, DiskConfig::default());
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    protocol(&mut script, &net);
+    let state = Fields { disk: Dstate::Inconsistent, ..peer_state() };
+    for packet in [
+        sync_param(),
+        Packet::Sizes(sizes()),
+        Packet::Uuids(uuids(Gi::JUST_CREATED.0)),
+        Packet::State(state.pack()),
+    ] {
+        script.peer(Stream::Data, 0, packet, 0);
+    }
+    let ticket = script.begin(Command::NewCurrentUuid { volume: V0, clear_bitmap: true });
+    let report = Fields { disk: Dstate::Inconsistent, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(report.pack()), 0);
+    assert_eq!(script.replies[&ticket.0].code, 1, "{:?}", script.log);
+    let state = script.state(0);
+    assert_eq!((state.disk, state.pdsk), (Dstate::UpToDate, Dstate::UpToDate));
 }
