@@ -23,6 +23,9 @@ const TOOLS: &[Tool] = &[
     Tool { probe: "man", package: "man-db" },
     Tool { probe: QEMU, package: "qemu-system-x86" },
     Tool { probe: "qemu-img", package: "qemu-utils" },
+    Tool { probe: "fio", package: "fio" },
+    Tool { probe: "nbdfuse", package: "libnbd-bin" },
+    Tool { probe: "/usr/lib/python3/dist-packages/nbd.py", package: "python3-libnbd" },
 ];
 
 const QEMU: &str = "qemu-system-x86_64";
