@@ -34,6 +34,22 @@ impl Programs {
             meta: crate::program("drbdmeta"),
         }
     }
+
+    /// Those in this directory.
+    pub fn in_dir(dir: &Path) -> Self {
+        let [daemon, adm, setup, meta] =
+            ["drbdrs", "drbdadm", "drbdsetup", "drbdmeta"].map(|name| dir.join(name));
+        Self { daemon, adm, setup, meta }
+    }
+
+    /// Those beside the program that runs.
+    ///
+    /// # Errors
+    /// It is nowhere.
+    pub fn beside() -> Result<Self> {
+        let own = std::env::current_exe()?;
+        Ok(Self::in_dir(own.parent().context("a directory")?))
+    }
 }
 
 /// What a command did.
@@ -112,8 +128,17 @@ impl Pair {
         disk1: &str,
     ) -> Result<Self> {
         let minor = new_minor();
-        let addresses = free_ports(minor)?.map(|port| format!("127.0.0.1:{port}"));
-        Self::make(programs, minor, addresses, (volumes, size), body, disk1)
+        let dir = TempDir::new()?;
+        Self::make(dir, programs, minor, loopback(minor)?, (volumes, size), body, disk1)
+    }
+
+    /// The same with one volume, in this directory.
+    ///
+    /// # Errors
+    /// No files.
+    pub fn new_in(dir: TempDir, programs: &Programs, size: u64, body: &str) -> Result<Self> {
+        let minor = new_minor();
+        Self::make(dir, programs, minor, loopback(minor)?, (1, size), body, "")
     }
 
     /// The same with one volume, at other addresses.
@@ -121,10 +146,11 @@ impl Pair {
     /// # Errors
     /// No files.
     pub fn at(programs: &Programs, addresses: [String; 2], size: u64, body: &str) -> Result<Self> {
-        Self::make(programs, new_minor(), addresses, (1, size), body, "")
+        Self::make(TempDir::new()?, programs, new_minor(), addresses, (1, size), body, "")
     }
 
     fn make(
+        dir: TempDir,
         programs: &Programs,
         minor: u32,
         addresses: [String; 2],
@@ -132,7 +158,6 @@ impl Pair {
         body: &str,
         disk1: &str,
     ) -> Result<Self> {
-        let dir = TempDir::new()?;
         let conf = dir.path().join("drbd.conf");
         let mut hosts = String::new();
         for (name, address) in ["alpha", "beta"].into_iter().zip(addresses) {
@@ -229,6 +254,10 @@ pub(crate) fn free_ports(start: u32) -> Result<[u16; 2]> {
         TcpListener::bind(("127.0.0.1", port)).ok().map(|_| port)
     });
     free.next().zip(free.next()).map(<[u16; 2]>::from).context("no free port")
+}
+
+fn loopback(start: u32) -> Result<[String; 2]> {
+    Ok(free_ports(start)?.map(|port| format!("127.0.0.1:{port}")))
 }
 
 /// Looks again and again until it is so.

@@ -80,10 +80,10 @@ enum Task {
     },
     /// Runs a benchmark from benches/ in the release profile.
     Bench {
-        /// Name without the ending, for example `conf`.
+        /// Name without the ending: `conf`, `node`, `idle`.
         name: String,
         /// Options for the benchmark.
-        #[arg(last = true)]
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
 }
@@ -225,7 +225,7 @@ fn fuzz(target: &str, minutes: u32) -> Result<(), Failure> {
 }
 
 fn bench(name: &str, rest: &[String]) -> Result<(), Failure> {
-    run::cargo(&["build", "--release", "-p", "drbdadm", "-p", "drbdmeta"])?;
+    run::cargo(&["build", "--release", "-p", "drbdrs", "-p", "drbdadm", "-p", "drbdmeta"])?;
     let bin = format!("{name}-bench");
     let mut words = vec!["run", "--release", "-p", "drbdrs-benches", "--bin", &bin, "--"];
     words.extend(rest.iter().map(String::as_str));

@@ -75,7 +75,8 @@ impl Server {
     }
 }
 
-trait Stream: Read + Write + Send {}
+/// What a connection is made of.
+pub trait Stream: Read + Write + Send {}
 impl Stream for UnixStream {}
 impl Stream for TcpStream {}
 
@@ -89,6 +90,43 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("size", &self.size).finish_non_exhaustive()
     }
+}
+
+/// Length of the head of a request.
+pub const REQUEST_LEN: usize = 28;
+
+/// The head of a request; the data of a write follows it.
+///
+/// # Errors
+/// It is too long.
+pub fn request(command: Command, cookie: u64, at: u64, len: usize) -> Result<[u8; REQUEST_LEN]> {
+    let (number, flags) = command.numbers();
+    let len = u32::try_from(len).map_err(|_| bad("too long"))?;
+    let mut head = [0; REQUEST_LEN];
+    let (magic, rest) = head.split_at_mut(4);
+    magic.copy_from_slice(&REQUEST.to_be_bytes());
+    let (words, rest) = rest.split_at_mut(4);
+    words[..2].copy_from_slice(&flags.to_be_bytes());
+    words[2..].copy_from_slice(&number.to_be_bytes());
+    rest[..8].copy_from_slice(&cookie.to_be_bytes());
+    rest[8..16].copy_from_slice(&at.to_be_bytes());
+    rest[16..].copy_from_slice(&len.to_be_bytes());
+    Ok(head)
+}
+
+/// Takes the head of an answer apart.
+///
+/// # Errors
+/// It is none.
+pub fn parse_reply(head: &[u8]) -> Result<Reply> {
+    let Some((head, [])) = head.split_first_chunk::<16>() else { return Err(bad("a short reply")) };
+    let [a, b, c, d, error @ .., _, _, _, _, _, _, _, _] = *head;
+    if u32::from_be_bytes([a, b, c, d]) != REPLY {
+        return Err(bad("not a reply"));
+    }
+    let [.., p, q, r, s, t, u, v, w] = *head;
+    let cookie = u64::from_be_bytes([p, q, r, s, t, u, v, w]);
+    Ok(Reply { error: u32::from_be_bytes(error), cookie })
 }
 
 /// The head of an answer.
@@ -168,6 +206,11 @@ impl Client {
         }
     }
 
+    /// The connection itself, for those who talk without waiting for single answers.
+    pub fn into_stream(self) -> Box<dyn Stream> {
+        self.stream
+    }
+
     /// Size of the export in bytes.
     pub fn size(&self) -> u64 {
         self.size
@@ -185,14 +228,7 @@ impl Client {
         len: usize,
         data: &[u8],
     ) -> Result<()> {
-        let (number, flags) = command.numbers();
-        let mut request = Vec::with_capacity(28 + data.len());
-        request.extend(REQUEST.to_be_bytes());
-        request.extend(flags.to_be_bytes());
-        request.extend(number.to_be_bytes());
-        request.extend(cookie.to_be_bytes());
-        request.extend(at.to_be_bytes());
-        request.extend(u32::try_from(len).map_err(|_| bad("too long"))?.to_be_bytes());
+        let mut request = request(command, cookie, at, len)?.to_vec();
         request.extend(data);
         self.stream.write_all(&request)
     }
@@ -202,10 +238,7 @@ impl Client {
     /// # Errors
     /// The connection is lost, or the server silent.
     pub fn reply(&mut self) -> Result<Reply> {
-        if self.u32()? != REPLY {
-            return Err(bad("not a reply"));
-        }
-        Ok(Reply { error: self.u32()?, cookie: self.u64()? })
+        parse_reply(&self.bytes::<16>()?)
     }
 
     /// Takes the data of a read.
