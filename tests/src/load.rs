@@ -83,9 +83,9 @@ impl Load {
         let len = usize::try_from(self.sectors)? * SECTOR;
         eventually(|| {
             let [one, two] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
-            let mut pairs = one.iter().zip(&two).take(len);
-            let at = pairs.position(|(one, two)| one != two);
-            Ok(at.map_or(Ok(()), |at| Err(format!("the disks differ at byte {at}"))))
+            let chunks = one[..len].chunks(4096).zip(two[..len].chunks(4096));
+            let at = chunks.zip(0..).find(|((one, two), _)| one != two).map(|(_, n)| n * 4096);
+            Ok(at.map_or(Ok(()), |at| Err(format!("the disks differ in the block at byte {at}"))))
         })?;
         Ok(self.journal.as_mut().context("a journal")?.settle()?)
     }

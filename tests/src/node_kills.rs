@@ -11,8 +11,6 @@ use rustix::process::Signal;
 use crate::load::Load;
 use crate::nodes::{Pair, Programs, eventually};
 
-const DISK: u64 = 48 << 20;
-
 /// What happens in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
@@ -53,12 +51,13 @@ struct Life {
     story: Vec<String>,
 }
 
-/// Lets them live until so many daemons were killed; `protocol` is A, B or C.
+/// Lets them live until so many daemons were killed; `protocol` is A, B or C. Disks of more than
+/// 67 * 4 MiB make the activity log change all the time.
 ///
 /// # Errors
 /// An acknowledged write is gone, or the nodes do not find together again.
-pub fn live(programs: &Programs, protocol: &str, kills: u32, seed: u64) -> Result<()> {
-    let mut life = Life::new(programs, protocol, seed)?;
+pub fn live(programs: &Programs, protocol: &str, disk: u64, kills: u32, seed: u64) -> Result<()> {
+    let mut life = Life::new(programs, protocol, disk, seed)?;
     let result = life.rounds(kills, seed);
     result.with_context(|| {
         format!(
@@ -75,12 +74,12 @@ pub fn live(programs: &Programs, protocol: &str, kills: u32, seed: u64) -> Resul
 }
 
 impl Life {
-    fn new(programs: &Programs, protocol: &str, seed: u64) -> Result<Self> {
+    fn new(programs: &Programs, protocol: &str, disk: u64, seed: u64) -> Result<Self> {
         let body = format!(
-            "  disk {{ c-plan-ahead 0; resync-rate 60M; c-min-rate 0; al-extents 7; }}\n  \
+            "  disk {{ c-plan-ahead 0; resync-rate 60M; c-min-rate 0; al-extents 67; }}\n  \
              net {{ protocol {protocol}; verify-alg crc32c; }}"
         );
-        let mut pair = Pair::new(programs, 1, DISK, &body, "")?;
+        let mut pair = Pair::new(programs, 1, disk, &body, "")?;
         pair.in_sync("")?;
         let load = Load::new(&pair, seed)?;
         Ok(Self {

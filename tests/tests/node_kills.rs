@@ -1,5 +1,5 @@
 //! Daemons are killed at random points under a verifying workload. How many and which points:
-//! `DRBDRS_KILLS` (for each protocol), `DRBDRS_SEED`; long: `cargo xtask soak kill`.
+//! `DRBDRS_KILLS` (for each protocol), `DRBDRS_SEED`, on disks of `DRBDRS_DISK_MIB`; long: `cargo xtask soak kill`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -32,7 +32,8 @@ fn number(name: &str, default: u64) -> Result<u64> {
 fn test(protocol: &str, n: u64) -> Result<()> {
     let kills = u32::try_from(number("DRBDRS_KILLS", 2)?)?;
     let seed = number("DRBDRS_SEED", 6)? + n;
-    live(&Programs::build(), protocol, kills, seed)
+    let disk = number("DRBDRS_DISK_MIB", 48)? << 20;
+    live(&Programs::build(), protocol, disk, kills, seed)
 }
 
 fn hand_over() -> Result<()> {

@@ -168,7 +168,9 @@ fn soak(suite: &Soak) -> Result<(), Failure> {
             let words = ["test", "--release", "-p", "drbdrs-tests", "--test", "node_kills", "--"];
             let words = [&words[..], &["--nocapture", "--test-threads", "1"]].concat();
             let kills = rounds.div_ceil(3).to_string();
+            // Larger than what the activity log can keep hot.
             let run = run::command("cargo", &words).env("DRBDRS_KILLS", &kills);
+            let run = run.env("DRBDRS_DISK_MIB", "320");
             return run.env("DRBDRS_SEED", &seed.to_string()).run();
         }
         Soak::Kernel { minutes, seed } => {
