@@ -458,7 +458,7 @@ impl Core {
             }
             return;
         }
-        let max_buffers = self.conn.net.as_ref().map_or(2048, |net| net.max_buffers);
+        let max_buffers = self.max_buffers();
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.resync.next_step = Some(Tick(now.0 + STEP));
         let dirty = volume.dirty_bits();
@@ -468,6 +468,32 @@ impl Core {
         }
         let allowance = volume.resync.controller.step(max_buffers).0;
         let throttled = self.look_throttle(nr);
+        self.ask_blocks(nr, allowance, throttled);
+        if let Some(volume) = self.volume_mut(nr)
+            && throttled
+        {
+            volume.resync.controller.end_step();
+        }
+    }
+
+    /// Asks for what the last step granted and had no room for.
+    fn go_on_with_step(&mut self, nr: VolumeNr) {
+        let max_buffers = self.max_buffers();
+        let Some(volume) = self.volume(nr) else { return };
+        if volume.state.conn != Cstate::SyncTarget || volume.resync.next_step.is_none() {
+            return;
+        }
+        let allowance = volume.resync.controller.more(max_buffers).0;
+        if allowance > 0 && volume.has_disk() {
+            self.ask_blocks(nr, allowance, false);
+        }
+    }
+
+    fn max_buffers(&self) -> u32 {
+        self.conn.net.as_ref().map_or(2048, |net| net.max_buffers)
+    }
+
+    fn ask_blocks(&mut self, nr: VolumeNr, allowance: u64, throttled: bool) {
         let mut granted = 0;
         while granted < allowance && !self.conn.is_send_congested {
             match self.ask_next(nr, allowance - granted, throttled) {
@@ -477,6 +503,9 @@ impl Core {
         }
         if let Some(volume) = self.volume_mut(nr) {
             volume.resync.controller.on_requested(BitCount(granted));
+            if granted < allowance {
+                volume.resync.controller.end_step();
+            }
         }
     }
 
@@ -650,12 +679,16 @@ impl Core {
         if volume.resync.writing.remove(&range.start.0).is_none() {
             return;
         }
+        volume.resync.controller.on_finished(SectorCount(range.len.0.next_multiple_of(8)));
         put_extent(volume, range);
         if failed {
             self.count_failed(nr, range);
         }
         self.touch();
         self.check_finished(nr);
+        if !failed {
+            self.go_on_with_step(nr);
+        }
     }
 
     pub(super) fn count_failed(&mut self, nr: VolumeNr, range: SectorRange) {
@@ -684,6 +717,9 @@ impl Core {
         if let Some(range) = ack_range(ack)
             && self.take_resync_request(nr, range)
         {
+            if let Some(volume) = self.volume_mut(nr) {
+                volume.resync.controller.end_step();
+            }
             self.resync_request_done(nr, range, false);
         }
     }

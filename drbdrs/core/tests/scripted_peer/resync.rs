@@ -2,12 +2,12 @@
 
 use super::rig::*;
 use drbd_core::admin::Command;
-use drbd_core::config::NetConfig;
+use drbd_core::config::{DiskConfig, NetConfig, ResyncConfig};
 use drbd_core::event::{IoFailure, StreamLoss};
 use drbd_core::generation::Slots;
 use drbd_sim::script::Script;
 use drbd_types::{Cstate, Dstate, Fields, Gi, Role};
-use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, Uuids};
+use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, SyncParams, Uuids};
 use drbd_wire::{Digest, Packet, Stream};
 
 /// A disk with bits relative to the peer's generation, which is therefore the source or target.
@@ -44,7 +44,7 @@ pub(crate) fn target() -> Script {
     target_with(Default::default())
 }
 
-pub(crate) fn target_with(config: drbd_core::config::DiskConfig) -> Script {
+pub(crate) fn target_with(config: DiskConfig) -> Script {
     let mut script = without_disk(disk(&[]));
     script.attach(0, config);
     let net = NetConfig::default();
@@ -112,6 +112,31 @@ fn a_target_asks_writes_acknowledges_and_ends() {
     assert_eq!(script.state(0).disk, Dstate::UpToDate);
     assert_eq!(script.volume(0).unwrap().out_of_sync_bits, 0);
     assert_clean(&script);
+}
+
+/// What is in flight is limited, not the rate: no time passes between the requests.
+#[test]
+fn a_fast_resync_does_not_wait_for_its_next_step() {
+    let resync = ResyncConfig { c_plan_ahead: 0, ..Default::default() };
+    let mut script = target_with(DiskConfig { resync, ..Default::default() });
+    let Packet::SyncParam(rates) = sync_param() else { panic!("rates") };
+    let fast = Packet::SyncParam(SyncParams { resync_rate: 4 << 20, ..rates });
+    script.peer(Stream::Data, 0, fast, 0);
+    let bits: Vec<u64> = (0..SECTORS / 8).collect();
+    send_bitmap(&mut script, &bits);
+    script.peer(Stream::Data, 0, Packet::SyncUuid(Gi(0x3333_0000)), 0);
+    script.pass(100_000);
+    let (mut asked, mut waiting) = (0, requests(&mut script));
+    while !waiting.is_empty() {
+        let in_flight: u32 = waiting.iter().map(|(_, size)| size / 4096).sum();
+        assert!(in_flight <= 1024, "{in_flight} blocks at once with max-buffers 2048");
+        asked += in_flight;
+        for (sector, size) in waiting {
+            script.peer(Stream::Data, 0, reply(sector), size.into());
+        }
+        waiting = requests(&mut script);
+    }
+    assert_eq!(asked, 2048, "all blocks of the device");
 }
 
 /// Defect 14.4: a cleared bit must not outlive its data in a power cut.
