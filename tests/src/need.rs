@@ -21,8 +21,6 @@ pub enum Need {
     Namespaces,
     /// Root that may mount, and make network namespaces.
     Root,
-    /// Delays of the kernel's network (`tc`, netem).
-    Netem,
     /// QEMU, and an image for kernel guests or the tools that can build it.
     Guest,
 }
@@ -35,7 +33,6 @@ impl Need {
             Self::Program(name) => has_program(name),
             Self::Namespaces => namespaces_work(),
             Self::Root => rustix::process::geteuid().is_root() && namespaces_work(),
-            Self::Netem => in_namespaces("tc qdisc add dev lo root netem delay 1ms"),
             Self::Guest => {
                 let can_build = has_program("apt-get") && has_program("dpkg-deb");
                 has_program(guest::QEMU) && (can_build || guest::image::existing().is_some())
@@ -59,10 +56,7 @@ fn has_program(name: &str) -> bool {
 }
 
 fn namespaces_work() -> bool {
-    in_namespaces("hostname drbdrs-probe && ip link set lo up && mount -t tmpfs none /run")
-}
-
-fn in_namespaces(script: &str) -> bool {
+    let script = "hostname drbdrs-probe && ip link set lo up && mount -t tmpfs none /run";
     Command::new("unshare")
         .args(unshare_options())
         .args(["sh", "-c", script])
