@@ -242,6 +242,18 @@ impl Oracle {
         ))
     }
 
+    /// Does a disk hold all that a write put there, or what was written at the same time or later?
+    pub fn is_held(&self, id: WriteId, disk: impl Fn(u64) -> u64) -> bool {
+        let Some(own) = self.writes.get(&id) else { return false };
+        let is_newer = |(write, _): &&(WriteId, u64)| {
+            self.writes.get(write).is_some_and(|w| w.ended.is_none_or(|ended| ended >= own.begun))
+        };
+        self.sectors_of(id).into_iter().all(|sector| {
+            let history = self.sectors.get(&(own.volume, sector)).map_or(&[][..], Vec::as_slice);
+            history.iter().filter(is_newer).any(|(_, tag)| *tag == disk(sector))
+        })
+    }
+
     /// The sectors that a write went to.
     pub fn sectors_of(&self, id: WriteId) -> Vec<u64> {
         let Some(volume) = self.writes.get(&id).map(|write| write.volume) else {
@@ -304,6 +316,20 @@ mod tests {
         );
         assert!(oracle.is_legal(0, 8, 11, BOTH, now, false).is_ok());
         assert!(oracle.is_legal(0, 8, 12, BOTH, now, false).is_err(), "nobody wrote that");
+    }
+
+    #[test]
+    fn a_write_is_held_until_an_older_one_is_found_in_its_place() {
+        let mut oracle = Oracle::default();
+        oracle.begin(1, 0, 0, 8, &[11]);
+        oracle.end(1, OK);
+        oracle.begin(2, 0, 0, 8, &[22, 23]);
+        oracle.begin(3, 0, 0, 9, &[33]);
+        let disk = |first, second| move |sector| if sector == 8 { first } else { second };
+        assert!(oracle.is_held(2, disk(22, 23)));
+        assert!(oracle.is_held(2, disk(22, 33)), "overwritten");
+        assert!(!oracle.is_held(2, disk(11, 23)));
+        assert!(!oracle.is_held(2, disk(22, 0)));
     }
 
     #[test]

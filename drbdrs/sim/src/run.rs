@@ -69,6 +69,10 @@ pub struct Run {
     lines: [usize; 2],
     /// A split brain was found and waits for a decision.
     is_split: bool,
+    /// Volumes whose generations the agreed protocol version is too old for.
+    outgrown: BTreeSet<u16>,
+    /// Nodes and volumes that get new meta-data.
+    renewed: BTreeSet<(usize, u16)>,
     /// Who gives its data up then.
     victim: usize,
     /// Volumes of a node that can only become well again as Secondary.
@@ -88,24 +92,31 @@ fn broken(kind: &'static str, text: impl Into<String>) -> Checked {
 fn fresh_disk(setup: &Setup, sectors: u64) -> SimDisk {
     let meta_len = 1 << 20;
     let mut disk = SimDisk::new(sectors + setup.spare, meta_len);
-    let placement = Placement::FlexExternal;
-    let layout = Layout::for_new(placement, ByteLen(meta_len), AlGeometry::default())
-        .expect("1 MiB is enough");
-    for t in 0..layout.al_geometry.blocks() {
-        disk.write_block(layout.al_block(t).0, Box::new(initialised_block()), true);
-    }
-    let mut superblock = Superblock::new(&layout, 0);
+    let (layout, mut superblock) = create_md(&mut disk);
     if setup.is_in_sync {
         superblock.la_size = SectorCount(sectors);
         superblock.current = Gi(0x1234_5678_9ABC_DEF0);
         superblock.bitmap = Gi(0);
         superblock.flags |= Flags::CONSISTENT | Flags::WAS_UP_TO_DATE;
+        disk.write_block(layout.superblock.0, Box::new(superblock.to_disk()), true);
     }
-    disk.write_block(layout.superblock.0, Box::new(superblock.to_disk()), true);
     disk.is_volatile = setup.is_volatile;
     disk.atom = setup.atom;
     disk.flush_all();
     disk
+}
+
+/// What `drbdmeta create-md` does.
+fn create_md(disk: &mut SimDisk) -> (Layout, Superblock) {
+    let meta_len = ByteLen(disk.meta_len);
+    let layout = Layout::for_new(Placement::FlexExternal, meta_len, AlGeometry::default())
+        .expect("1 MiB is enough");
+    for t in 0..layout.al_geometry.blocks() {
+        disk.write_block(layout.al_block(t).0, Box::new(initialised_block()), true);
+    }
+    let superblock = Superblock::new(&layout, 0);
+    disk.write_block(layout.superblock.0, Box::new(superblock.to_disk()), true);
+    (layout, superblock)
 }
 
 impl Run {
@@ -134,6 +145,8 @@ impl Run {
             versions: [0; 2],
             lines: [0; 2],
             is_split: false,
+            outgrown: BTreeSet::new(),
+            renewed: BTreeSet::new(),
             victim: 1,
             demotions: [BTreeSet::new(), BTreeSet::new()],
             splits: 0,

@@ -64,6 +64,7 @@ found_by! {
     an_ack_that_comes_late_clears_no_newer_mark: 1295;
     an_empty_epoch_is_not_acknowledged: 1391;
     a_frozen_conflict_does_not_keep_the_bitmap_back: 1423;
+    an_acknowledged_write_on_a_slow_disk_is_no_conflict: 1473;
     the_victim_of_a_split_brain_is_told: 1724;
     a_refused_attach_does_not_become_up_to_date: 1895;
     a_frozen_generation_begins_with_a_diskless_peer: 1961;
@@ -76,8 +77,14 @@ found_by! {
     resume_io_waits_for_the_end_of_a_handshake: 3673;
     a_retried_write_does_not_hold_the_receiver: 3818;
     the_log_counts_until_the_bitmap_is_written: 3823;
+    an_acknowledged_epoch_outlasts_a_suspension: 4180;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     to_be_outdated_makes_no_disk_better: 4892;
     equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
     the_base_of_a_resync_stays_in_the_history: 9306;
+    a_source_leaves_a_resync_that_never_asked: 5034;
+    who_pulls_ahead_sends_no_sync_uuid: 5986;
+    a_failed_disk_sends_no_sync_uuid: 11801;
+    what_only_newer_protocols_correct_gets_new_meta_data: 9365;
+    a_refused_attach_gets_new_meta_data: 14599;
 }

@@ -69,7 +69,7 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     if matches!(old.conn, Cstate::SyncSource | Cstate::PausedSyncS)
         && packet.conn == Cstate::Connected
         && packet.disk == Dstate::Inconsistent
-        && cx.with(|core| core.volume(nr).is_some_and(|v| v.resync.was_asked()))
+        && cx.with(|core| core.volume(nr).is_some_and(|v| v.resync.has_target()))
     {
         cx.with(|core| core.queue_finish(nr));
         return after_end(cx, nr).await;

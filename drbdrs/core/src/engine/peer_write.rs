@@ -641,6 +641,12 @@ impl Core {
         let Some(request) = self.log.get(own).copied() else { return Verdict::Go };
         let is_equal = request.range == write.range;
         if self.conn.resolve_conflicts {
+            // The peer acknowledged the own write before it sent this one, or waits for none: they
+            // do not meet, only the own disk is the slower one. To refuse this write would leave
+            // it postponed for good, since the peer is done with what it would wait for.
+            if !request.progress.is_pending() {
+                return Verdict::Wait;
+            }
             let covers = request.range.contains(write.range);
             if !is_equal {
                 self.log_concurrent(nr, request.range, write, Some(covers));
@@ -657,13 +663,15 @@ impl Core {
         Verdict::Wait
     }
 
-    /// An own write of this range that is under way, and not postponed with its local part done.
+    /// An own write of this range that is under way, and not both decided (acknowledged, or
+    /// postponed) and done with its local part.
     fn undecided_conflict(&self, nr: VolumeNr, range: SectorRange) -> Option<ReqKey> {
         let volume = self.volume(nr)?;
         volume.app.tree.overlapping(range).find_map(|(_, writer)| {
             let Writer::Own(key) = writer else { return None };
             let request = self.log.get(key)?;
-            let gives_way = request.is_postponed && request.progress.local != Local::Pending;
+            let is_decided = request.is_postponed || !request.progress.is_pending();
+            let gives_way = is_decided && request.progress.local != Local::Pending;
             (!request.is_completed && !gives_way).then_some(key)
         })
     }

@@ -81,8 +81,8 @@ pub(super) struct ResyncRun {
     is_finishing: bool,
     /// The target has said that it is done.
     target_done: bool,
-    /// The target has asked for a block in this run.
-    was_asked: bool,
+    /// The target is in this run too: it has sent its bitmap for it, or asked for a block.
+    has_target: bool,
     last_page_write: Tick,
     pub(super) verify: Option<VerifyRun>,
     /// Where an interrupted verify goes on, in sectors.
@@ -108,7 +108,7 @@ impl ResyncRun {
             bitmap_position: None,
             is_finishing: false,
             target_done: false,
-            was_asked: false,
+            has_target: false,
             last_page_write: Tick(0),
             verify: None,
             verify_resume: 0,
@@ -147,14 +147,14 @@ impl ResyncRun {
         self.bitmap_position.is_some()
     }
 
-    /// Has the target asked for a block in this run?
-    pub(super) const fn was_asked(&self) -> bool {
-        self.was_asked
+    /// Is the target in this run too, so that its reports are about it?
+    pub(super) const fn has_target(&self) -> bool {
+        self.has_target
     }
 
     /// The target asks for a block.
     pub(super) const fn note_asked(&mut self) {
-        self.was_asked = true;
+        self.has_target = true;
     }
 
     /// Where the generator is, for views.
@@ -204,9 +204,14 @@ pub(super) async fn send_sync_uuid(cx: &Cx, nr: VolumeNr) {
         if core.volume(nr).is_some_and(|v| v.has_disk()) { core.start_as_source(nr) } else { None }
     });
     let Some(sync) = sync else { return };
-    // Stable before the target takes it over.
-    let _ = meta::sync(cx, nr).await;
-    cx.with(|core| core.send(nr, Packet::SyncUuid(sync)));
+    // Stable before the target takes it over. A disk that failed meanwhile may come back with an
+    // older one; a source that pulled ahead meanwhile makes another one when it comes back.
+    let is_stable = meta::sync(cx, nr).await.is_ok();
+    cx.with(|core| {
+        if is_stable && matches!(core.state(nr).conn, Cstate::SyncSource | Cstate::PausedSyncS) {
+            core.send(nr, Packet::SyncUuid(sync));
+        }
+    });
 }
 
 /// P_SYNC_UUID.
@@ -336,7 +341,7 @@ impl Core {
         if result != Ok(Done::Changed) || self.state(nr).conn < Cstate::Connected {
             return false;
         }
-        self.reset_run(nr, side);
+        self.reset_run(nr, side, state.conn == Cstate::WFBitMapS);
         true
     }
 
@@ -346,7 +351,7 @@ impl Core {
             && self.conn.net.as_ref().is_some_and(|net| !net.csums_alg.is_empty())
     }
 
-    fn reset_run(&mut self, nr: VolumeNr, side: Side) {
+    fn reset_run(&mut self, nr: VolumeNr, side: Side, has_target: bool) {
         let now = self.now;
         let has_csums = self.has_checksums();
         let only_after_crash = self.conn.net.as_ref().is_some_and(|net| net.csums_after_crash_only);
@@ -367,7 +372,7 @@ impl Core {
         run.cursor = 0;
         run.is_finishing = false;
         run.target_done = false;
-        run.was_asked = false;
+        run.has_target = has_target;
         run.last_page_write = now;
         run.use_checksums = side == Side::Target && has_csums && (!only_after_crash || crashed);
         run.next_step = (side == Side::Target && !is_paused).then_some(now);

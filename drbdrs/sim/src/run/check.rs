@@ -89,6 +89,11 @@ impl Run {
                     self.oracle.forgive(volume, loser);
                 }
             }
+            if let Some(volume) = volume
+                && text == "To resolve this both sides have to support at least protocol 91"
+            {
+                self.outgrown.insert(volume.0);
+            }
             if text.starts_with("Split-Brain detected but unresolved")
                 || text == "State change failed: Multiple primaries not allowed by config"
             {
@@ -260,7 +265,12 @@ impl Run {
         let fencing = self.setup.disk[node].fencing;
         let is_unfenced =
             state.conn < Cstate::Connected && state.pdsk == Dstate::DUnknown && state.susp_fen;
-        if fencing == Fencing::ResourceAndStonith && is_unfenced && result.is_ok() {
+        // An acknowledged epoch is on both: the own disk may have been the slower one (5).
+        let is_on_peer = self.world.nodes[other]
+            .disks
+            .get(&volume)
+            .is_some_and(|disk| self.oracle.is_held(id, |sector| disk.sector(sector)));
+        if fencing == Fencing::ResourceAndStonith && is_unfenced && !is_on_peer && result.is_ok() {
             return broken(
                 "unfenced",
                 format!("node {node}: write {id} completed while the peer is not fenced (30)"),

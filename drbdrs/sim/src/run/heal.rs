@@ -3,7 +3,7 @@
 use drbd_core::admin::Command;
 use drbd_types::{Cstate, Dstate, Fields, Role, VolumeNr};
 
-use super::{Checked, PATIENCE, Run, broken};
+use super::{Checked, PATIENCE, Run, broken, create_md};
 use crate::world::Faults;
 
 impl Run {
@@ -164,7 +164,16 @@ impl Run {
                 if state.user_isp {
                     commands.push(Command::ResumeSync(nr));
                 }
-                if state.disk == Dstate::Diskless {
+                if self.is_to_be_renewed(node, volume, &state) {
+                    self.outgrown.remove(&volume);
+                    self.renewed.insert((node, volume));
+                    commands.extend(self.demotion(node, volume));
+                    commands.push(Command::Detach { volume: nr, force: false });
+                } else if state.disk == Dstate::Diskless {
+                    if self.renewed.remove(&(node, volume)) {
+                        let disk = self.world.nodes[node].disks.get_mut(&volume);
+                        let _ = disk.map(create_md);
+                    }
                     // Its log was kept for a crash; an orderly attach needs it applied too.
                     if let Err(text) = self.apply_log(node, volume) {
                         return broken("apply-al", format!("node {node} volume {volume}: {text}"));
@@ -212,6 +221,15 @@ impl Run {
             |volume: &u16| self.state(node, *volume).is_some_and(|s| s.role == Role::Primary);
         let primaries = volumes.into_iter().filter(is_primary);
         primaries.flat_map(|volume| self.demotion(node, volume)).collect()
+    }
+
+    /// Below protocol 91 two nodes whose last P_SYNC_UUID was lost never connect again: new
+    /// meta-data for the one with the worse data is what is left.
+    fn is_to_be_renewed(&self, node: usize, volume: u16, own: &Fields) -> bool {
+        self.outgrown.contains(&volume)
+            && self.state(1 - node, volume).is_some_and(|their| {
+                (own.disk, node != self.victim) < (their.disk, node == self.victim)
+            })
     }
 
     /// Frozen requests keep the device open: they have to fail first.
