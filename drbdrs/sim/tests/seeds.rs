@@ -87,4 +87,5 @@ found_by! {
     a_failed_disk_sends_no_sync_uuid: 11801;
     what_only_newer_protocols_correct_gets_new_meta_data: 9365;
     a_refused_attach_gets_new_meta_data: 14599;
+    two_attaches_at_a_time_want_different_sides: 17939;
 }

@@ -90,14 +90,8 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     {
         real = Dstate::UpToDate;
     }
-    // The original waits for ever then, for its own data or the peer's. A kernel may decide so.
-    if old.conn == packet.conn && matches!(old.conn, Cstate::WFBitMapS | Cstate::WFBitMapT) {
-        cx.with(|core| {
-            let text = "The peer wants the same side of the resync, dropping connection!";
-            core.log(Severity::Error, Some(nr), text);
-            core.force_conn(Cstate::Disconnecting);
-        });
-        return Round::Over(false);
+    if is_same_side(old.conn, packet.conn) {
+        return cx.with(|core| drop_same_side(core, nr, Cstate::Disconnecting));
     }
     let mut conn = if old.conn == Cstate::WFReportParams { Cstate::Connected } else { old.conn };
     if packet.conn == Cstate::Ahead {
@@ -106,6 +100,11 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     let mut peer_disk = real;
     if cx.with(|core| core.wants_decision(nr, packet, old)) {
         match decide_and_prepare(cx, nr, packet, real).await {
+            // Of two attaches at a time one was decided with generations that are no more: a new
+            // handshake knows better.
+            Some(decided) if is_same_side(decided, packet.conn) => {
+                return cx.with(|core| drop_same_side(core, nr, Cstate::NetworkFailure));
+            }
             Some(decided) => conn = decided,
             None => match decision_failed(cx, nr, packet) {
                 Failed::AttachHere => conn = Cstate::Connected,
@@ -122,6 +121,21 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
     }
     let ok = store(cx, nr, packet, old, conn, peer_disk).await;
     Round::Over(ok)
+}
+
+const fn is_same_side(own: Cstate, peer: Cstate) -> bool {
+    matches!(
+        (own, peer),
+        (Cstate::WFBitMapS, Cstate::WFBitMapS) | (Cstate::WFBitMapT, Cstate::WFBitMapT)
+    )
+}
+
+/// The original waits for ever then, for its own data or the peer's. A kernel may decide so.
+fn drop_same_side(core: &mut Core, nr: VolumeNr, conn: Cstate) -> Round {
+    let text = "The peer wants the same side of the resync, dropping connection!";
+    core.log(Severity::Error, Some(nr), text);
+    core.force_conn(conn);
+    Round::Over(false)
 }
 
 /// A resync or verify is being ended by the worker: what the packet says besides is looked at
