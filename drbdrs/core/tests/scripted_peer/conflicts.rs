@@ -9,9 +9,13 @@ use drbd_wire::{Packet, Stream};
 
 /// Both are Primary, with this protocol version. The other node decides about conflicts.
 fn two_primaries(version: u32) -> Script {
+    two_primaries_as(version, false)
+}
+
+fn two_primaries_as(version: u32, is_resolver: bool) -> Script {
     let net = NetConfig { two_primaries: true, versions: (86, version), ..NetConfig::default() };
     let mut script = alone();
-    script.is_resolver = false;
+    script.is_resolver = is_resolver;
     let mut script = promote(connect(script, &net));
     let state = Fields { role: Role::Primary, peer: Role::Primary, ..peer_connected() };
     script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
@@ -77,4 +81,27 @@ fn a_write_of_the_peer_waits_for_all_that_it_meets() {
     let again = sent(&mut script);
     assert!(matches!(again[0], Packet::Ack(AckKind::WriteAck, _)), "{again:?}");
     assert_eq!(written(&again).len(), 2, "{again:?}");
+}
+
+/// The peer has written and acknowledged the own write before it sends its own: nothing there
+/// would start a refused one again.
+#[test]
+fn an_acknowledged_write_on_a_slow_disk_is_no_conflict() {
+    let mut script = two_primaries_as(101, true);
+    write(&mut script, 8);
+    let hot = sent(&mut script);
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(written(&hot)[0])), 0);
+    script.holds = true;
+    let id = write(&mut script, 8);
+    let second = sent(&mut script);
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(written(&second)[0])), 0);
+    script.peer(Stream::Data, 0, data(12, 2), 4096);
+    assert_eq!(sent(&mut script), [], "neither refused nor written");
+    assert_eq!(script.held.len(), 1, "the own write");
+    script.answer(0, None);
+    assert_eq!(script.completed[&id.0], Ok(()));
+    script.answer_all();
+    let answers = sent(&mut script);
+    assert!(matches!(answers[..], [Packet::Ack(AckKind::WriteAck, _)]), "{answers:?}");
+    assert!(script.is_up, "{:?}", script.log);
 }

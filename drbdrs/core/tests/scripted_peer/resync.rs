@@ -5,7 +5,7 @@ use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, NetConfig, ResyncConfig};
 use drbd_core::event::{IoFailure, StreamLoss};
 use drbd_core::generation::Slots;
-use drbd_sim::script::Script;
+use drbd_sim::script::{Held, Script};
 use drbd_types::{Cstate, Dstate, Fields, Gi, Role};
 use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, SyncParams, Uuids};
 use drbd_wire::{Digest, Packet, Stream};
@@ -220,6 +220,40 @@ fn a_source_sends_its_bitmap_and_serves() {
     answer_pings(&mut script);
     assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.engine.waits());
     assert_clean(&script);
+}
+
+/// The target would take over an identifier that this node does not know when its disk comes back.
+#[test]
+fn a_sync_uuid_that_is_not_stable_is_not_sent() {
+    let mut script = source();
+    script.holds = true;
+    send_bitmap(&mut script, &[1]);
+    sent(&mut script);
+    let is_meta = |held: &Held| matches!(held, Held::Meta(..));
+    while !script.held.is_empty() && !script.held.iter().any(is_meta) {
+        script.answer(0, None);
+    }
+    let at = script.held.iter().position(is_meta).expect("the identifier is written");
+    script.answer(at, Some(IoFailure::Device(5)));
+    script.holds = false;
+    script.answer_all();
+    let packets = sent(&mut script);
+    assert!(!packets.iter().any(|p| matches!(p, Packet::SyncUuid(_))), "{packets:?}");
+    assert_eq!(script.state(0).disk, Dstate::Diskless, "{:?}", script.log);
+}
+
+/// It could not read its own blocks for their checksums.
+#[test]
+fn a_source_leaves_a_resync_whose_target_gave_up_before_it_asked() {
+    let mut script = source();
+    send_bitmap(&mut script, &[1]);
+    assert_eq!(script.state(0).conn, Cstate::SyncSource, "{:?}", script.log);
+    let gave_up = Fields { disk: Dstate::Inconsistent, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(gave_up.pack()), 0);
+    answer_pings(&mut script);
+    let state = script.state(0);
+    assert_eq!((state.conn, state.pdsk), (Cstate::Connected, Dstate::Inconsistent));
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
 }
 
 /// The target may have finished just before it went away: a new generation begins (decision 1).
