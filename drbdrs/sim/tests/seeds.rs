@@ -80,12 +80,23 @@ found_by! {
     an_acknowledged_epoch_outlasts_a_suspension: 4180;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     to_be_outdated_makes_no_disk_better: 4892;
-    equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
-    the_base_of_a_resync_stays_in_the_history: 9306;
     a_source_leaves_a_resync_that_never_asked: 5034;
+    all_volumes_begin_a_generation_if_the_peer_is_sent_away: 5647;
+    equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
     who_pulls_ahead_sends_no_sync_uuid: 5986;
-    a_failed_disk_sends_no_sync_uuid: 11801;
+    a_diskless_primary_may_refuse_the_only_disk: 6060;
+    a_write_that_is_done_again_is_marked: 8779;
+    writes_without_activity_log_are_flushed_before_a_resync: 9176;
+    the_base_of_a_resync_stays_in_the_history: 9306;
     what_only_newer_protocols_correct_gets_new_meta_data: 9365;
+    a_primary_that_attaches_alone_begins_a_generation: 9674;
+    a_failed_disk_sends_no_sync_uuid: 11801;
+    answers_for_a_lost_disk_do_not_lock_extents: 12609;
+    another_number_of_extents_forgets_no_bits: 14147;
+    a_primary_that_attaches_after_a_failure_begins_a_generation: 14205;
     a_refused_attach_gets_new_meta_data: 14599;
+    a_target_that_does_not_know_of_its_resync_is_unclear: 16280;
+    a_disk_is_attached_before_it_is_outdated: 17537;
     two_attaches_at_a_time_want_different_sides: 17939;
+    a_slow_read_may_outlast_the_start_of_a_resync: 18409;
 }

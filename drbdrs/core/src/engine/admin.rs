@@ -76,6 +76,8 @@ async fn run(cx: &Cx, command: Command) -> Reply {
             changed(Ok(Done::Nothing))
         }
         Command::Outdate(nr) => {
+            // Half an attach is no disk: what its bitmap and its activity log say is still to come.
+            cx.until(move |core| (core.state(nr).disk != Dstate::Attaching).then_some(())).await;
             changed(request(cx, nr, Wanted::disk(Dstate::Outdated), Opt::COMMAND).await)
         }
         Command::Verify { volume, start, stop } => {
@@ -569,16 +571,13 @@ async fn disk_options(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Reply {
     if let Err(error) = checked {
         return failure(error);
     }
-    // Another number of slots needs an activity log without references.
-    let wants_slots =
-        cx.with(|core| core.volume(nr).is_some_and(|v| v.config.al_extents != config.al_extents));
-    if wants_slots {
-        cx.with(|core| core.hold_io(nr));
-        cx.until(move |core| {
-            let disk = core.volume(nr).and_then(|v| v.disk.as_ref());
-            disk.is_none_or(|disk| disk.al.is_idle()).then_some(())
+    let renews_log = cx.with(|core| {
+        core.volume(nr).is_some_and(|v| {
+            (v.config.al_extents, v.config.al_updates) != (config.al_extents, al_updates)
         })
-        .await;
+    });
+    if renews_log {
+        close_idle_log(cx, nr).await;
     }
     cx.with(|core| {
         if let Some(volume) = core.volume_mut(nr) {
@@ -589,15 +588,12 @@ async fn disk_options(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Reply {
             volume.resync.set_rates(volume.rates);
             let slots = volume.config.al_extents;
             if let Some(disk) = volume.disk.as_mut() {
-                if wants_slots {
+                if renews_log {
                     disk.al.resize(crate::al::ActivityLog::slots_for(slots, disk.layout));
                 }
                 disk.superblock.flags.set(drbdmeta::superblock::Flags::AL_DISABLED, !al_updates);
             }
             core.mark_dirty(nr);
-        }
-        if wants_slots {
-            core.release_io(nr);
         }
         core.update_ordering();
         if core.state(nr).conn >= Cstate::Connected {
@@ -606,5 +602,31 @@ async fn disk_options(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Reply {
         core.out.push(Action::Changed);
     });
     let _ = meta::sync(cx, nr).await;
+    if renews_log {
+        cx.with(|core| {
+            if let Some(volume) = core.volume_mut(nr) {
+                volume.app.is_log_closed = false;
+            }
+            core.release_io(nr);
+            core.touch();
+        });
+    }
     code(OK)
+}
+
+/// Waits until the activity log has no references and lets nobody take one, until it is opened
+/// again. Nothing counts on its extents any more: they are flushed, their bits are on disk.
+async fn close_idle_log(cx: &Cx, nr: VolumeNr) {
+    cx.with(|core| core.hold_io(nr));
+    cx.until(move |core| {
+        let Some(volume) = core.volume_mut(nr) else { return Some(()) };
+        let is_idle = volume.disk.as_ref().is_none_or(|disk| disk.al.is_idle());
+        let is_free = is_idle && !volume.app.is_log_closed;
+        volume.app.is_log_closed |= is_free;
+        is_free.then_some(())
+    })
+    .await;
+    super::io::flush_data(cx, nr).await;
+    // If that fails the disk is given up.
+    let _ = meta::write_bitmap(cx, nr).await;
 }

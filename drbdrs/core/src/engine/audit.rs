@@ -214,9 +214,12 @@ impl super::Core {
         let disk = volume.disk.as_ref()?;
         let is_target = volume.state.disk == Dstate::Inconsistent
             && matches!(volume.state.conn, Cstate::SyncTarget | Cstate::PausedSyncT);
+        let began = volume.resync.progress.as_ref()?.started();
+        // One that set out before was right when it did.
         let is_stale = |request: &Request| {
             let bits = request.range.bits_touched();
             !request.kind.is_write()
+                && request.since > began
                 && request.progress.local == Local::Pending
                 && disk.bitmap.count_in(bits.start.0..bits.end.0) > 0
         };
@@ -228,6 +231,10 @@ impl super::Core {
     /// No write of this node is in flight where a resync works (31).
     fn audit_locks(&self, volume: &Volume) -> Option<String> {
         let disk = volume.disk.as_ref()?;
+        // The answers to what the peer asked before it lost its disk reach nobody.
+        if volume.state.pdsk < Dstate::Inconsistent {
+            return None;
+        }
         let is_written =
             |extent: &RsExtentNr| al_extents_of(*extent).any(|extent| disk.al.in_use(extent));
         let extent = volume.extents.locked().find(is_written)?;

@@ -266,6 +266,7 @@ impl Core {
             if let Some(volume) = self.volume_mut(nr)
                 && core::mem::take(&mut volume.marks.al_suspended)
             {
+                volume.marks.wrote_without_log = true;
                 self.info(nr, "Resumed AL updates");
             }
         }

@@ -82,20 +82,29 @@ impl Core {
             || old.pdsk != Dstate::Inconsistent
             || volume.slots().bitmap.is_none();
         let is_due = (facts::goes_on_alone(old, new) && is_news
-            || facts::loses_target(old, new) && self.may_have_finished(nr))
+            || facts::loses_target(old, new) && self.is_target_unclear(nr))
             && self.is_generation_due(nr);
-        let Some(volume) = self.volume_mut(nr).filter(|_| is_due) else { return };
-        if facts::writes_are_frozen(new) {
+        let Some(volume) = self.volume_mut(nr) else { return };
+        volume.marks.generation_on_write &= facts::is_only_disk_of_peer(new);
+        if !is_due {
+            return;
+        }
+        if old.conn < Cstate::Connected && facts::is_only_disk_of_peer(new) {
+            volume.marks.generation_on_write = true;
+        } else if facts::writes_are_frozen(new) {
             volume.marks.uuid_on_thaw = true;
         } else {
             volume.marks.generation_due = true;
         }
     }
 
-    /// Can the target of the resync have got all that it lacks? Otherwise it is known to be
-    /// Inconsistent, and needs no new generation to be told from this node.
-    fn may_have_finished(&self, nr: VolumeNr) -> bool {
+    /// Can the target of the resync have got all that it lacks, or never have begun? Otherwise it is
+    /// known to be Inconsistent, and needs no new generation to be told from this node.
+    fn is_target_unclear(&self, nr: VolumeNr) -> bool {
         let Some(volume) = self.volume(nr) else { return false };
+        if !volume.resync.has_target() {
+            return true;
+        }
         let answered = volume.resync.sectors_unacknowledged();
         let mirrored = self.log.iter().filter(|(_, r)| {
             r.volume == nr && r.kind.is_write() && r.progress.is_unacknowledged_mirror()
@@ -114,6 +123,15 @@ impl Core {
         self.change_slots(nr, |slots, role| slots.begin_generation(random, role));
         self.log_slots(nr, "new current UUID");
         true
+    }
+
+    /// A Primary without a disk writes: the generation that was put off until then begins.
+    pub(super) fn begin_with_write(&mut self, nr: VolumeNr) {
+        let Some(volume) = self.volume_mut(nr) else { return };
+        if core::mem::take(&mut volume.marks.generation_on_write) {
+            volume.marks.generation_due = true;
+            self.start(move |cx| async move { begin(&cx, nr).await });
+        }
     }
 
     /// The source starts a resync: the identifier that the target gets. Spec §3.4.

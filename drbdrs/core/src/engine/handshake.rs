@@ -237,7 +237,13 @@ async fn abort_thaw(cx: &Cx, nr: VolumeNr) {
     // the requests of all of them end.
     for nr in cx.with(|core| core.all_volumes()) {
         let is_due = cx.with(|core| {
-            core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.uuid_on_thaw))
+            // A volume that is connected already has forgotten that it was alone: its frozen writes
+            // were to be sent again.
+            let is_frozen = core.has_frozen_writes(nr);
+            core.volume_mut(nr).is_some_and(|v| {
+                core::mem::take(&mut v.marks.uuid_on_thaw)
+                    || (is_frozen && v.state.disk == Dstate::UpToDate)
+            })
         });
         if is_due {
             let _ = cx.with(|core| core.begin_generation(nr));

@@ -405,6 +405,7 @@ impl Core {
 
     /// This node has the only disk of a diskless Primary: it keeps the activity log for it.
     fn take_extents_for_peer(&mut self, nr: VolumeNr, key: PeerWriteKey) -> bool {
+        self.begin_with_write(nr);
         let Some(volume) = self.volume_mut(nr) else { return false };
         // "The peer was Primary" must be on disk before what it writes, or nobody would look at
         // the activity log after a crash.

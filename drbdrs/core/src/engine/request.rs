@@ -736,6 +736,10 @@ impl Core {
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.claims.end(request.range, Claim::Write(key));
         volume.app.tree.remove(request.range, Writer::Own(key));
+        // Only the own disk may have it. Spec §1.7.
+        if request.progress.local != Local::None {
+            volume.set_out_of_sync(request.range);
+        }
         volume.app.admitted = volume.app.admitted.saturating_sub(1);
         volume.app.waiting.push_front(Parked { request: again, attempts: 0, extents_held: 0 });
         self.touch();
@@ -786,6 +790,20 @@ impl Core {
         for key in self.log.keys(|r| r.volume == nr && r.progress.local == Local::Pending) {
             self.happened(key, Happened::LocalAborted);
         }
+    }
+
+    /// Are there writes that the peer may not have?
+    pub(super) fn has_frozen_writes(&self, nr: VolumeNr) -> bool {
+        self.log
+            .iter()
+            .any(|(_, r)| r.volume == nr && r.kind.is_write() && !r.progress.is_on_peer())
+    }
+
+    /// Is a write at the disk that has no references in the activity log?
+    pub(super) fn has_unlogged_writes(&self, nr: VolumeNr) -> bool {
+        self.log.iter().any(|(_, r)| {
+            r.volume == nr && r.kind.is_write() && !r.holds_al && r.progress.local == Local::Pending
+        })
     }
 
     /// Is an answer of the peer to an application request of this volume outstanding?

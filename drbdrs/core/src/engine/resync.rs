@@ -273,6 +273,7 @@ pub(super) async fn start(cx: &Cx, nr: VolumeNr, side: Side) {
         // Equal blocks are not written again: what a lost connection left in the cache has to last.
         super::io::flush_data(cx, nr).await;
     }
+    settle_unlogged_writes(cx, nr).await;
     let begun = cx.with(|core| core.begin_resync(nr, side));
     if begun && side == Side::Source && cx.with(|core| core.conn.version < 96) {
         send_sync_uuid(cx, nr).await;
@@ -285,6 +286,19 @@ pub(super) async fn start(cx: &Cx, nr: VolumeNr, side: Side) {
         cx.with(|core| core.queue_finish(nr));
     }
     let _ = meta::sync(cx, nr).await;
+}
+
+/// What was written while the activity log was suspended has only its bits, and the resync clears
+/// them: it has to be on the medium before.
+async fn settle_unlogged_writes(cx: &Cx, nr: VolumeNr) {
+    let is_due = cx.with(|core| {
+        core.volume_mut(nr).is_some_and(|v| core::mem::take(&mut v.marks.wrote_without_log))
+    });
+    if !is_due {
+        return;
+    }
+    cx.until(move |core| (!core.has_unlogged_writes(nr)).then_some(())).await;
+    super::io::flush_data(cx, nr).await;
 }
 
 /// Returns whether the handler lets the resync begin.

@@ -88,6 +88,8 @@ pub(super) struct Marks {
     pub(super) resize_pending: bool,
     pub(super) grow_resync_due: bool,
     pub(super) al_suspended: bool,
+    /// Something may have been written while the activity log was suspended; no flush came since.
+    pub(super) wrote_without_log: bool,
     pub(super) discard_mine: bool,
     pub(super) was_io_error: bool,
     pub(super) was_read_error: bool,
@@ -95,6 +97,9 @@ pub(super) struct Marks {
     pub(super) before_handler_done: bool,
     /// A new generation has to be stable before anything that the peer does not get is completed.
     pub(super) generation_due: bool,
+    /// A new generation begins with the first write of a Primary without a disk that has come with
+    /// this connection: it may still refuse this disk, because it has seen newer data.
+    pub(super) generation_on_write: bool,
     /// The own disk has failed and the peer does not know yet. What it gets without knowing, it does
     /// not mark, and this disk may not be able to.
     pub(super) failure_untold: bool,

@@ -128,6 +128,12 @@ impl Progress {
         }
     }
 
+    /// When the run began.
+    #[cfg(any(test, feature = "check"))]
+    pub(crate) const fn started(&self) -> Tick {
+        self.started
+    }
+
     /// Blocks that the run is about.
     #[must_use]
     pub const fn total(&self) -> BitCount {

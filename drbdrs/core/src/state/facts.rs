@@ -69,7 +69,14 @@ pub fn lost_contact(old: &Fields, new: &Fields) -> bool {
 pub fn goes_on_alone(old: &Fields, new: &Fields) -> bool {
     let has_primary = new.role == Role::Primary || new.peer == Role::Primary;
     let lost = has_primary && lost_contact(old, new);
-    (lost || serves_diskless_primary(old, new)) && new.disk >= Dstate::UpToDate
+    (lost || serves_diskless_primary(old, new) || gets_disk_alone(old, new))
+        && new.disk >= Dstate::UpToDate
+}
+
+/// A Primary without its peer's data gets a disk: what it wrote when it lost contact, or would have
+/// begun then, may not be there.
+fn gets_disk_alone(old: &Fields, new: &Fields) -> bool {
+    new.role == Role::Primary && old.disk < Dstate::Inconsistent && writes_alone(new)
 }
 
 /// From here on a Primary without a disk writes on this node's disk alone. Spec: §2.9 A10.
@@ -77,11 +84,13 @@ pub fn goes_on_alone(old: &Fields, new: &Fields) -> bool {
 /// The original forgets the case that the disk is attached while such a Primary is there already: a
 /// disk that the Primary attaches later would pass for equal.
 fn serves_diskless_primary(old: &Fields, new: &Fields) -> bool {
-    let serves = |s: &Fields| {
-        s.peer == Role::Primary && s.pdsk < Dstate::Inconsistent && s.disk == Dstate::UpToDate
-    };
     let is_new = old.peer != Role::Primary || old.disk < Dstate::UpToDate;
-    serves(new) && is_new
+    is_only_disk_of_peer(new) && is_new
+}
+
+/// A Primary without a disk uses this node's disk.
+pub fn is_only_disk_of_peer(f: &Fields) -> bool {
+    f.peer == Role::Primary && f.pdsk < Dstate::Inconsistent && f.disk == Dstate::UpToDate
 }
 
 /// A Primary that is the source of a resync loses its target. As far as it knows, that one is
