@@ -14,6 +14,8 @@ const SUITES: &[&str] = &[
     "kernel_races",
     "kernel_handshake",
     "kernel_life",
+    "kernel_daemon",
+    "kernel_replaced",
 ];
 const DOCUMENT: &str = "drbdrs/docs/interop.md";
 const BEGIN: &str = "<!-- table: cargo xtask interop -->\n";
