@@ -117,6 +117,15 @@ enum Soak {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Random runs of two engines in the simulator, in all cores.
+    Sim {
+        /// How many.
+        #[arg(long, default_value_t = 2_000_000)]
+        seeds: u64,
+        /// Number of the first.
+        #[arg(long, default_value_t = 0)]
+        start: u64,
+    },
     /// Random operations on a pair of the engine and the kernel's DRBD.
     Kernel {
         /// How long.
@@ -172,6 +181,13 @@ fn soak(suite: &Soak) -> Result<(), Failure> {
             let run = run::command("cargo", &words).env("DRBDRS_KILLS", &kills);
             let run = run.env("DRBDRS_DISK_MIB", "320");
             return run.env("DRBDRS_SEED", &seed.to_string()).run();
+        }
+        Soak::Sim { seeds, start } => {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let [seeds, start, threads] =
+                [seeds.to_string(), start.to_string(), threads.to_string()];
+            let words = ["sim", "--seeds", &seeds, "--start", &start, "--threads", &threads];
+            return run::cargo(&[&words[..], &["--keep-going", "--shrink", "0"]].concat());
         }
         Soak::Kernel { minutes, seed } => {
             let words = [
