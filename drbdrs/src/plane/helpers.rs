@@ -143,7 +143,7 @@ pub(crate) fn ring_bell(bell: &Fd) {
 }
 
 /// Does it, blocking.
-fn run(op: &mut Op) -> Result<u32, Errno> {
+pub(super) fn run(op: &mut Op) -> Result<u32, Errno> {
     match op {
         Op::Read { file, at, into } => rustix::io::pread(file, into.bytes_mut(), *at).map(count),
         Op::Write { file, at, from, durable: false } => {

@@ -192,6 +192,10 @@ pub trait Backend {
     /// follows.
     fn submit(&mut self, tag: Tag, op: Op) -> OpKey;
 
+    /// Does an operation on a file at once, on this thread: for files in memory, where there is no
+    /// device to wait for. Its [`Done`] is given out by the next [`Self::wait`].
+    fn run_now(&mut self, tag: Tag, op: Op);
+
     /// Asks for an early end of an operation on a socket or of a [`Op::Readable`]; its [`Done`]
     /// says `ECANCELED` unless it was faster.
     fn cancel(&mut self, key: OpKey);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use drbd_core::slab::{Key, Slab};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use super::helpers::{Finished, Helpers, allocate_flags, count};
+use super::helpers::{self, Finished, Helpers, allocate_flags, count};
 use super::io::{Backend, Done, Op, OpKey, SEND_PARTS, Tag};
 
 /// Submissions between two system calls; more only cost another call.
@@ -53,6 +53,10 @@ pub struct Ring {
     helpers: Helpers,
     is_bell_armed: bool,
     finished: Vec<Finished>,
+    /// Done without the kernel's help; given out by the next wait.
+    ready: Vec<Done>,
+    /// The last wait did not enter the kernel.
+    has_skipped: bool,
 }
 
 impl Ring {
@@ -75,6 +79,8 @@ impl Ring {
             helpers: Helpers::new(HELPERS_MAX)?,
             is_bell_armed: false,
             finished: Vec::new(),
+            ready: Vec::new(),
+            has_skipped: false,
         })
     }
 
@@ -169,6 +175,11 @@ impl Backend for Ring {
         OpKey(key)
     }
 
+    fn run_now(&mut self, tag: Tag, mut op: Op) {
+        let result = helpers::run(&mut op).map_err(rustix::io::Errno::raw_os_error);
+        self.ready.push(Done { tag, op, result });
+    }
+
     fn cancel(&mut self, key: OpKey) {
         self.push(&opcode::AsyncCancel::new(key.0).build().user_data(CANCEL));
     }
@@ -180,7 +191,13 @@ impl Backend for Ring {
             self.push(&poll.build().user_data(BELL));
             self.is_bell_armed = true;
         }
-        self.enter(limit)?;
+        // What is ready may lead to more submissions: the kernel gets them all with one call. Only
+        // once, so that nothing waits for long.
+        self.has_skipped = !self.ready.is_empty() && !self.has_skipped;
+        if !self.has_skipped {
+            self.enter(if self.ready.is_empty() { limit } else { Some(Duration::ZERO) })?;
+        }
+        done.append(&mut self.ready);
         loop {
             let event = self.ring.completion().next();
             let Some(event) = event else { return Ok(()) };
@@ -196,7 +213,7 @@ impl Backend for Ring {
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() + self.ready.len()
     }
 }
 

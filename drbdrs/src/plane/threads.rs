@@ -13,7 +13,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
-use super::helpers::{Finished, Helpers, count};
+use super::helpers::{self, Finished, Helpers, count};
 use super::io::{Backend, Done, Fd, Op, OpKey, Tag};
 
 const HELPERS_MAX: usize = 8;
@@ -178,6 +178,11 @@ impl Backend for Threads {
                 OpKey(key)
             }
         }
+    }
+
+    fn run_now(&mut self, tag: Tag, mut op: Op) {
+        let result = helpers::run(&mut op).map_err(Errno::raw_os_error);
+        self.ready.push_back(Done { tag, op, result });
     }
 
     fn cancel(&mut self, key: OpKey) {

@@ -237,12 +237,12 @@ impl Disk {
         Some(Abilities { align: device.align, limits, has_fua: self.has_fua })
     }
 
-    fn file(&self, area: Area) -> Option<Fd> {
+    fn device(&self, area: Area) -> Option<&Device> {
         let open = self.open.as_ref()?;
-        Some(Fd::clone(match area {
-            Area::Data => &open.data.file,
-            Area::Meta => &open.meta().file,
-        }))
+        Some(match area {
+            Area::Data => &open.data,
+            Area::Meta => open.meta(),
+        })
     }
 
     fn start(&mut self, env: &mut Env<'_>, job: Job) {
@@ -275,7 +275,9 @@ impl Disk {
             let result = Err(IoFailure::Device(errno));
             return env.events.push(Event::Meta { io, result });
         }
-        let Some(file) = self.file(Area::Meta) else { return };
+        let Some(file) = self.device(Area::Meta).map(|device| Fd::clone(&device.file)) else {
+            return;
+        };
         let slot = Slot::default();
         let answer = Arc::clone(&slot);
         let key = self.entries.insert(Entry::Call(io, Call::Scan(slot)));

@@ -20,6 +20,9 @@ use super::super::io::Fd;
 /// Largest request that counts, bytes.
 const MAX_IO: u32 = 1 << 20;
 
+/// Number of tmpfs among the file systems.
+const TMPFS: u64 = 0x0102_1994;
+
 /// The devices of a volume, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskPaths {
@@ -52,6 +55,8 @@ pub struct Device {
     pub len: u64,
     /// All accesses must be multiples of this; 1: no limits.
     pub align: u32,
+    /// It is in memory; there is no device to wait for.
+    pub is_memory: bool,
     /// Its inode, where we have it for us alone; only its drop matters.
     _claim: Option<Claim>,
 }
@@ -270,7 +275,10 @@ fn plain_file(
         logical_block: 512,
         physical_block: block.min(4096),
     };
-    (Device { file: Fd::new(file), len: info.len() / 512 * 512, align, _claim: claim }, limits)
+    let is_memory =
+        rustix::fs::fstatfs(&file).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(TMPFS));
+    let len = info.len() / 512 * 512;
+    (Device { file: Fd::new(file), len, align, is_memory, _claim: claim }, limits)
 }
 
 fn block_device(file: OwnedFd, rdev: u64) -> io::Result<(Device, DiskLimits)> {
@@ -293,7 +301,8 @@ fn block_device(file: OwnedFd, rdev: u64) -> io::Result<(Device, DiskLimits)> {
         logical_block,
         physical_block,
     };
-    Ok((Device { file: Fd::new(file), len, align: logical_block, _claim: None }, limits))
+    let file = Fd::new(file);
+    Ok((Device { file, len, align: logical_block, is_memory: false, _claim: None }, limits))
 }
 
 /// The folder with the limits; a partition has those of its disk.

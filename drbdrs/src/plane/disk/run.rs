@@ -7,7 +7,7 @@ use drbd_core::slab::Key;
 
 use super::super::buf::Zone;
 use super::super::fault::{Area, Verdict};
-use super::super::io::{Allocate, Op};
+use super::super::io::{Allocate, Fd, Op};
 use super::super::{Env, ZEROES_LEN};
 use super::job::{Job, Lock, Part, Step, Wanted, Which};
 use super::plan;
@@ -176,7 +176,9 @@ impl Disk {
     fn submit(&mut self, env: &mut Env<'_>, key: Key<Entry>, step: Step) {
         let tag = self.tag(key);
         let Some(area) = self.job(key).map(|job| job.area) else { return };
-        let (Some(file), Some(job)) = (self.file(area), self.job(key)) else { return };
+        let Some(device) = self.device(area) else { return };
+        let (file, is_memory) = (Fd::clone(&device.file), device.is_memory);
+        let Some(job) = self.job(key) else { return };
         job.current = Some(step);
         let op = match step {
             Step::Read { at, part } => {
@@ -200,7 +202,12 @@ impl Disk {
             | Step::Clear { .. }
             | Step::Repeat { .. } => unreachable!("{step:?} does not touch the device"),
         };
-        env.io.submit(tag, op);
+        // The kernel would give each of them to a thread of its own.
+        if is_memory && matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. }) {
+            env.io.run_now(tag, op);
+        } else {
+            env.io.submit(tag, op);
+        }
     }
 
     /// What a step's end means: nothing, more steps, or the failure of the job.
