@@ -57,7 +57,7 @@ pub(crate) struct Row {
     pub(crate) cpu_us_per_io: f64,
     /// None: not measured.
     pub(crate) syscalls_per_io: Option<f64>,
-    /// Slowest and fastest run, as a sign of how calm the machine was.
+    /// Of every run, as a sign of how calm the machine was.
     pub(crate) iops_of_runs: Vec<f64>,
 }
 
