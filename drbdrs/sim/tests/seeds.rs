@@ -78,6 +78,7 @@ found_by! {
     a_retried_write_does_not_hold_the_receiver: 3818;
     the_log_counts_until_the_bitmap_is_written: 3823;
     an_acknowledged_epoch_outlasts_a_suspension: 4180;
+    a_source_keeps_no_bits_of_a_write_that_is_done_again: 4531;
     equal_checksums_are_flushed_before_bits_are_cleared: 4577;
     to_be_outdated_makes_no_disk_better: 4892;
     a_source_leaves_a_resync_that_never_asked: 5034;

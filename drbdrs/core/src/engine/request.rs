@@ -736,8 +736,9 @@ impl Core {
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.claims.end(request.range, Claim::Write(key));
         volume.app.tree.remove(request.range, Writer::Own(key));
-        // Only the own disk may have it. Spec §1.7.
-        if request.progress.local != Local::None {
+        // A target may have it already, and nobody else does. A source would keep these bits: its
+        // target does not ask for them, and the write is on its way again.
+        if request.progress.local != Local::None && volume.state.disk < Dstate::Consistent {
             volume.set_out_of_sync(request.range);
         }
         volume.app.admitted = volume.app.admitted.saturating_sub(1);
