@@ -80,13 +80,7 @@ impl DaemonPair {
 
     /// Cuts or mends the link.
     pub fn cut(&self, is_cut: bool) {
-        for proxy in [&self.outgoing, &self.incoming] {
-            if is_cut {
-                proxy.cut();
-            } else {
-                proxy.restore();
-            }
-        }
+        Proxy::set_cut([&self.outgoing, &self.incoming], is_cut);
     }
 
     /// Adds what both sides logged to a failure.

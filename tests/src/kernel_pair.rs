@@ -197,13 +197,7 @@ impl Both {
 
     /// Cuts or mends both directions.
     pub fn cut(&self, is_cut: bool) {
-        for proxy in [&self.outgoing, &self.incoming] {
-            if is_cut {
-                proxy.cut();
-            } else {
-                proxy.restore();
-            }
-        }
+        Proxy::set_cut([&self.outgoing, &self.incoming], is_cut);
     }
 
     /// Both new, connected, with these further options of the kernel's net section.

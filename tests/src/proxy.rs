@@ -113,6 +113,17 @@ impl Proxy {
         self.close_all();
     }
 
+    /// Cuts or mends several.
+    pub fn set_cut(proxies: [&Self; 2], is_cut: bool) {
+        for proxy in proxies {
+            if is_cut {
+                proxy.cut();
+            } else {
+                proxy.restore();
+            }
+        }
+    }
+
     /// Accepts connections again.
     pub fn restore(&self) {
         self.shared.is_cut.store(false, Ordering::SeqCst);

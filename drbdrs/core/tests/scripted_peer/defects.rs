@@ -164,13 +164,7 @@ fn defect_14_10_an_idle_node_reads_for_itself() {
     for read_balancing in [ReadBalancing::LeastPending, ReadBalancing::WhenCongestedRemote] {
         let mut script = without_disk(disk(&[]));
         script.attach(0, DiskConfig { read_balancing, ..DiskConfig::default() });
-        let net = NetConfig::default();
-        script.connect(net.clone());
-        greet(&mut script, &net, peer_state());
-        script.begin(Command::Primary { volume: V0, force: false });
-        answer_pings(&mut script);
-        script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
-        script.sent.clear();
+        let mut script = promote(connect(script, &NetConfig::default()));
         let id = read(&mut script, 8);
         assert_eq!(script.completed[&id.0], Ok(()), "{read_balancing:?}");
         assert_eq!(sent(&mut script), []);

@@ -3,7 +3,6 @@
 
 use super::resync::{plain, send_bitmap, source, sync_target};
 use super::rig::*;
-use drbd_core::admin::Command;
 use drbd_core::config::{NetConfig, Protocol};
 use drbd_core::event::{AppOp, WriteFlags};
 use drbd_sim::script::Script;
@@ -23,13 +22,7 @@ fn trap_1_all_features_are_offered_and_a_discard_needs_its_version() {
     let mut script = alone();
     script.offer.max = 94;
     script.offer.features = Features::empty();
-    let net = NetConfig::default();
-    script.connect(net.clone());
-    greet(&mut script, &net, peer_state());
-    script.begin(Command::Primary { volume: V0, force: false });
-    answer_pings(&mut script);
-    script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
-    script.sent.clear();
+    let mut script = promote(connect(script, &NetConfig::default()));
     script.app(V0, |_| AppOp::Discard { range: range(64, 64) });
     for sent in &script.sent {
         assert!(!matches!(sent.packet, Packet::Trim(..) | Packet::Zeroes(..)), "{sent:?}");
