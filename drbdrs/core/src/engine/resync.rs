@@ -21,6 +21,7 @@ use crate::resync::extents::TryLock;
 use crate::resync::progress::{ChecksumLine, DoneLine, Progress, Run, left_to_sync};
 use crate::resync::throttle::{Look, Throttle};
 use crate::slab::{Key, Slab};
+use crate::state::facts;
 
 use super::acks::ack_range;
 use super::after::Work;
@@ -208,7 +209,7 @@ pub(super) async fn send_sync_uuid(cx: &Cx, nr: VolumeNr) {
     // older one; a source that pulled ahead meanwhile makes another one when it comes back.
     let is_stable = meta::sync(cx, nr).await.is_ok();
     cx.with(|core| {
-        if is_stable && matches!(core.state(nr).conn, Cstate::SyncSource | Cstate::PausedSyncS) {
+        if is_stable && facts::is_source(&core.state(nr)) {
             core.send(nr, Packet::SyncUuid(sync));
         }
     });

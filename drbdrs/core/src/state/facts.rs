@@ -98,7 +98,7 @@ pub fn is_only_disk_of_peer(f: &Fields) -> bool {
 pub fn loses_target(old: &Fields, new: &Fields) -> bool {
     new.role == Role::Primary
         && new.disk >= Dstate::UpToDate
-        && matches!(old.conn, Cstate::SyncSource | Cstate::PausedSyncS)
+        && is_source(old)
         && new.conn < Cstate::Connected
 }
 
