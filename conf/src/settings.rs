@@ -52,6 +52,10 @@ pub struct Node {
     pub log_level: LogLevel,
     /// Form of log lines.
     pub log_format: LogFormat,
+    /// Front ends of all volumes for which nothing else is said.
+    pub front_ends: Vec<FrontEnd>,
+    /// Where links to block devices are made: `drbdN` and `drbd/by-res/...`; empty: nowhere.
+    pub device_dir: PathBuf,
 }
 
 impl Default for Node {
@@ -64,6 +68,8 @@ impl Default for Node {
             handler_timeout: 600,
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
+            front_ends: vec![FrontEnd::Auto, FrontEnd::Nbd],
+            device_dir: "/dev".into(),
         }
     }
 }
@@ -178,7 +184,7 @@ pub enum IoBackend {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct ResourceSettings {
-    /// Front ends of all its volumes; none: chosen by what the kernel offers.
+    /// Front ends of all its volumes; none: see [`Node::front_ends`].
     pub front_ends: Option<Vec<FrontEnd>>,
     /// See [`Nbd::secondary`].
     pub secondary: Option<SecondaryPolicy>,
@@ -211,10 +217,25 @@ pub struct VolumeSettings {
     pub front_ends: Option<Vec<FrontEnd>>,
 }
 
-/// How a volume is given to its users.
+impl Settings {
+    /// The front ends of a volume, in the order in which they are wanted.
+    #[must_use]
+    pub fn front_ends(&self, resource: &str, volume: u16) -> &[FrontEnd] {
+        let own = self.resource.get(resource);
+        let of_volume = own
+            .and_then(|r| r.volume.get(&VolumeNumber(volume)))
+            .and_then(|v| v.front_ends.as_deref());
+        of_volume.or_else(|| own?.front_ends.as_deref()).unwrap_or(&self.node.front_ends)
+    }
+}
+
+/// How a volume is given to its users. It gets one block device at most: of the drivers that are
+/// named, the first that the kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FrontEnd {
+    /// A block device through the best driver that the kernel has, or none.
+    Auto,
     /// A block device through ublk.
     Ublk,
     /// A block device through the kernel's NBD driver.
@@ -299,6 +320,9 @@ mod tests {
         let r0 = &settings.resource["r0"];
         assert_eq!(r0.front_ends, Some(vec![FrontEnd::Ublk, FrontEnd::Nbd]));
         assert_eq!(r0.volume[&VolumeNumber(1)].front_ends, Some(vec![FrontEnd::NbdKernel]));
+        assert_eq!(settings.front_ends("r0", 0), [FrontEnd::Ublk, FrontEnd::Nbd]);
+        assert_eq!(settings.front_ends("r0", 1), [FrontEnd::NbdKernel]);
+        assert_eq!(settings.front_ends("r1", 1), [FrontEnd::Auto, FrontEnd::Nbd]);
     }
 
     #[test]

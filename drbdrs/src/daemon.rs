@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drbd_admin::render::{Compat, ProcOptions};
-use drbd_conf::settings::{Settings, StatusFormat};
+use drbd_conf::settings::{FrontEnd, Settings, StatusFormat};
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +50,9 @@ pub fn move_to(settings: &mut Settings, run_dir: &Path) {
     if !settings.nbd.unix_socket.as_os_str().is_empty() {
         settings.nbd.unix_socket = run_dir.join("nbd.sock");
     }
+    settings.node.device_dir = run_dir.join("dev");
+    // A block device is seen by the whole machine: only if it was asked for.
+    settings.node.front_ends.retain(|front| *front != FrontEnd::Auto);
 }
 
 /// Runs the daemon until it is told to end.

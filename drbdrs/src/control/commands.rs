@@ -9,7 +9,7 @@ use drbd_types::{Dstate, Failure, Minor, Refusal, Role, Sector, SectorCount, Vol
 
 use super::machine::Id;
 use super::registry::{Network, Node, VolumeRecord, gone};
-use super::{convert, exports};
+use super::{convert, devices, exports};
 use crate::plane::run;
 
 /// Largest minor number.
@@ -78,6 +78,10 @@ pub(super) async fn run(node: &Rc<Node>, request: Request) -> Reply {
             Some(id) => check(node.ask(id, Command::Disconnect { force }).await),
             None => Err(unknown_connection()),
         },
+        Request::Secondary { target } => {
+            return over(node, &target, async |id, nr| Ok(devices::demote(node, id, nr).await))
+                .await;
+        }
         Request::Down { target } => down(node, &target).await,
         Request::FaultSet { fault } => super::faults::set(node, fault).await,
         Request::FaultClear { id } => super::faults::clear(node, id).await,
@@ -95,7 +99,6 @@ async fn on_volumes(node: &Rc<Node>, request: Request) -> Reply {
         Request::Primary { target, force } => {
             (target, Box::new(move |volume| Command::Primary { volume, force }))
         }
-        Request::Secondary { target } => (target, Box::new(Command::Secondary)),
         Request::Invalidate { target } => (target, Box::new(Command::Invalidate)),
         Request::InvalidateRemote { target } => (target, Box::new(Command::InvalidateRemote)),
         Request::Outdate { target } => (target, Box::new(Command::Outdate)),
@@ -123,7 +126,13 @@ async fn on_volumes(node: &Rc<Node>, request: Request) -> Reply {
         }
         _ => return fail(Failure::UnknownRequest, ""),
     };
-    over(node, &target, async |id, nr| Ok(node.ask(id, make(nr)).await)).await
+    over(node, &target, async |id, nr| {
+        let reply = node.ask(id, make(nr)).await;
+        // Whoever has the reply finds the block device as it should be.
+        devices::settle(node, id, nr).await;
+        Ok(reply)
+    })
+    .await
 }
 
 /// Volumes of a target, in ascending order within each resource.
@@ -448,7 +457,7 @@ pub(super) async fn take_down(node: &Rc<Node>, id: Id) -> Done {
         let is_primary =
             node.with(id, |r| r.status_of(*nr).is_some_and(|v| v.state.role == Role::Primary));
         if is_primary == Some(true) {
-            step(node.ask(id, Command::Secondary(*nr)).await, "failed to demote")?;
+            step(devices::demote(node, id, *nr).await, "failed to demote")?;
         }
     }
     if node.with(id, |r| r.network.is_some()) == Some(true) {

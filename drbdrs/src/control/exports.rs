@@ -4,11 +4,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drbd_conf::settings::{FrontEnd, SecondaryPolicy, Settings, VolumeNumber};
+use drbd_conf::settings::{FrontEnd, SecondaryPolicy, Settings};
 use drbd_core::action::DeviceOffer;
 use drbd_core::admin::Command;
 use drbd_types::VolumeNr;
 
+use super::devices;
 use super::machine::Id;
 use super::registry::Node;
 use crate::front::nbd::door::{Entry, Promote};
@@ -49,14 +50,6 @@ pub(super) fn name(resource: &str, volume: u16) -> String {
     format!("{resource}/{volume}")
 }
 
-fn is_exported(settings: &Settings, resource: &str, volume: u16) -> bool {
-    let own = settings.resource.get(resource);
-    let of_volume =
-        own.and_then(|r| r.volume.get(&VolumeNumber(volume))).and_then(|v| v.front_ends.as_ref());
-    let chosen = of_volume.or_else(|| own.and_then(|r| r.front_ends.as_ref()));
-    chosen.is_none_or(|list| list.contains(&FrontEnd::Nbd))
-}
-
 /// Requests from other threads to make a volume Primary.
 pub(super) type Wish = (Id, VolumeNr, std::sync::mpsc::SyncSender<Result<(), String>>);
 
@@ -67,13 +60,13 @@ pub(super) fn offer(node: &Rc<Node>, id: Id, volume: VolumeNr, offer: DeviceOffe
         Some((r.name.clone(), known.minor))
     });
     let Some((resource, minor)) = found.flatten() else { return };
-    if !is_exported(&node.settings, &resource, volume.0) {
+    if !node.settings.front_ends(&resource, volume.0).contains(&FrontEnd::Nbd) {
         return;
     }
     let name = name(&resource, volume.0);
     node.with(id, |r| {
         if let Some(known) = r.volumes.get_mut(&volume.0) {
-            known.devices = node.exports.uris(&name);
+            known.exports = node.exports.uris(&name);
         }
     });
     let settings = &node.settings;
@@ -110,7 +103,7 @@ pub(super) fn users(node: &Rc<Node>, id: Id, volume: VolumeNr, users: u32) {
     if is_over == Some(Some(true)) {
         let node = Rc::clone(node);
         tokio::task::spawn_local(async move {
-            let reply = node.ask(id, Command::Secondary(volume)).await;
+            let reply = devices::demote(&node, id, volume).await;
             if !reply.is_success() {
                 tracing::warn!("no demotion after the last client: {}", reply.message("volume"));
             }

@@ -11,6 +11,7 @@
 
 mod commands;
 pub mod convert;
+mod devices;
 mod exports;
 mod faults;
 mod handlers;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use drbd_admin::{
     Address, Answer, Backing, Daemon, OptionSet, Reply, Resource, Snapshot, Target, Update,
 };
-use drbd_conf::settings::Settings;
+use drbd_conf::settings::{FrontEnd, Settings};
 use drbd_core::admin::Command;
 use drbd_core::engine::status::{Status, VolumeStatus};
 use drbd_core::event::Event;
@@ -31,7 +31,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, broadcast, oneshot};
 
 use super::machine::{Id, Line, Machine, Told};
-use super::{exports, faults, handlers, snapshot, why};
+use super::{devices, exports, faults, handlers, snapshot, why};
+use crate::front::kernel::Driver;
 use crate::front::nbd::door;
 use crate::plane::run::{self, Handle, Notice, SendError};
 use crate::status::file::StatusFile;
@@ -66,8 +67,11 @@ pub(super) struct VolumeRecord {
     pub(super) backing: Option<Backing>,
     /// Why the disk could not be opened, for the reply to the attach.
     pub(super) open_error: Option<String>,
-    /// Exports and device nodes.
-    pub(super) devices: Vec<String>,
+    /// URIs of its export.
+    pub(super) exports: Vec<String>,
+    /// Its block device, and links to that.
+    pub(super) nodes: Vec<String>,
+    pub(super) slot: Rc<devices::Slot>,
     /// A client made it Primary; the end of the last one makes it Secondary.
     pub(super) is_promoted_by_client: bool,
     /// What was said about its progress last.
@@ -183,6 +187,8 @@ pub(super) struct Node {
     /// What this node's clients are told of how to reach its exports.
     pub(super) exports: exports::Exports,
     pub(super) door: door::Registry,
+    /// Drivers of block devices, the best one first.
+    pub(super) drivers: Vec<(FrontEnd, Arc<dyn Driver>)>,
     /// Wishes of clients to make a volume Primary.
     pub(super) wishes: UnboundedSender<exports::Wish>,
     pub(super) faults: RefCell<faults::List>,
@@ -236,6 +242,7 @@ impl Node {
             settings,
             exports,
             door: door::Registry::default(),
+            drivers: devices::drivers(),
             wishes,
             faults: RefCell::default(),
             helper,
@@ -484,7 +491,10 @@ impl Node {
                     record.problem = Some(Problem { at: Instant::now(), text: line.text });
                 });
             }
-            Notice::Device(volume, offer) => exports::offer(self, id, volume, offer),
+            Notice::Device(volume, offer) => {
+                exports::offer(self, id, volume, offer);
+                devices::offer(self, id, volume, offer);
+            }
             Notice::Users(volume, users) => exports::users(self, id, volume, users),
             Notice::OpenFailed(volume, error) => {
                 self.with(id, |record| {

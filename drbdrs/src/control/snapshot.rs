@@ -83,7 +83,7 @@ fn volume(record: &Record, status: &Status, from: &VolumeStatus) -> Volume {
         is_blocked: from.is_blocked,
         is_al_suspended: from.al_suspended,
         size: from.size.0,
-        devices: known.map_or_else(Vec::new, |k| k.devices.clone()),
+        devices: known.map_or_else(Vec::new, |k| [&k.nodes[..], &k.exports].concat()),
         backing: attached.map(|backing| Backing {
             device_uuid: from.device_uuid,
             options: with_size(&backing.options, from),

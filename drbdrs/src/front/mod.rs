@@ -1,3 +1,4 @@
 //! Ways for applications to use a device.
 
+pub mod kernel;
 pub mod nbd;

@@ -1,0 +1,96 @@
+//! Block devices of this kernel: what a driver must do for a volume, and where its node is found.
+//!
+//! A device is there while its volume is Primary. It comes with the promotion, before that is
+//! answered, and goes with the demotion, which is refused while somebody holds it open. The reasons
+//! are in `drbdrs/docs/devices.md`.
+//!
+//! Everything here may block, and is called on threads that may.
+
+pub mod links;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use drbd_core::action::DeviceOffer;
+use drbd_types::VolumeNr;
+
+use super::nbd::server::Session;
+
+/// What a device hands over to the thread of its resource.
+#[derive(Debug)]
+pub enum ForPlane {
+    /// The server's end of a connection of the kernel's NBD driver.
+    Nbd(Session),
+}
+
+/// The way to the thread of the resource. False: it is gone.
+pub type ToPlane = Arc<dyn Fn(ForPlane) -> bool + Send + Sync>;
+
+/// For which volume a device is made.
+#[derive(Clone)]
+pub struct Volume {
+    /// Name of its resource.
+    pub resource: String,
+    /// Which of its volumes.
+    pub nr: VolumeNr,
+    /// Minor number: N of `/dev/drbdN`.
+    pub minor: u32,
+    /// What the device is to offer.
+    pub offer: DeviceOffer,
+    /// Where its requests are carried out.
+    pub to_plane: ToPlane,
+}
+
+/// A driver of block devices.
+pub trait Driver: Send + Sync {
+    /// Its name in messages.
+    fn name(&self) -> &'static str;
+
+    /// Makes sure that the kernel has it, loading its module if need be.
+    ///
+    /// # Errors
+    /// It has not, or we may not use it; the text says what is missing.
+    fn probe(&self) -> io::Result<()>;
+
+    /// Makes a device. When this returns, it can be opened.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn start(&self, volume: &Volume) -> io::Result<Box<dyn Device>>;
+
+    /// Is the device with this node one that a daemon which is gone has made for this volume, and
+    /// does the kernel still wait for a successor of it?
+    fn is_waiting(&self, volume: &Volume, node: &Path) -> bool;
+
+    /// Becomes that successor. Requests that were not answered come again.
+    ///
+    /// # Errors
+    /// The kernel waits no more.
+    fn take_over(&self, volume: &Volume, node: &Path) -> io::Result<Box<dyn Device>>;
+}
+
+/// A block device. Dropped, it is left to a successor.
+pub trait Device: Send {
+    /// Its node: where the kernel put it.
+    fn node(&self) -> PathBuf;
+
+    /// Takes over size and limits, as far as a device that is in use allows.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn change(&mut self, offer: &DeviceOffer) -> io::Result<()>;
+
+    /// Ends the device unless somebody holds it open. What was written before is on its way.
+    /// False: somebody does, and nothing has changed.
+    ///
+    /// # Errors
+    /// The kernel refuses; nothing has changed.
+    fn stop_unless_open(&mut self) -> io::Result<bool>;
+
+    /// Ends the device. Whoever holds it open gets errors.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn stop(&mut self) -> io::Result<()>;
+}
