@@ -175,6 +175,7 @@ pub(super) fn run(op: &mut Op) -> Result<u32, Errno> {
         | Op::Send { .. }
         | Op::Accept { .. }
         | Op::Connect { .. }
+        | Op::Ublk { .. }
         | Op::Readable { .. } => Err(Errno::INVAL),
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::buf::{Pool, Reading, Writing};
 use super::ring::Ring;
 use super::threads::Threads;
+use crate::front::ublk::abi::IoCommand;
 
 /// An open file or socket; it stays open while an operation uses it.
 pub type Fd = Arc<OwnedFd>;
@@ -37,6 +38,8 @@ pub enum Part {
     Link,
     /// The NBD server.
     Nbd,
+    /// The queues of ublk devices.
+    Ublk,
     /// Questions about the state of blocks.
     Status,
     /// The channel of commands.
@@ -117,6 +120,15 @@ pub enum Op {
         /// Where.
         file: Fd,
     },
+    /// Fetch a request of a ublk queue, perhaps after ending one. Only a ring can do it.
+    Ublk {
+        /// The device of the queue.
+        device: Fd,
+        /// See `front::ublk::abi::io`.
+        command: u32,
+        /// What is fetched, and how the last one ended.
+        request: IoCommand,
+    },
     /// Run something that may block on a helper thread. It leaves its answer where the caller
     /// finds it.
     Call(Option<Box<dyn FnOnce() + Send>>),
@@ -143,6 +155,7 @@ impl fmt::Debug for Op {
             Self::Accept { .. } => f.write_str("Accept"),
             Self::Connect { to, .. } => write!(f, "Connect({to})"),
             Self::Readable { .. } => f.write_str("Readable"),
+            Self::Ublk { request, .. } => write!(f, "Ublk({request:?})"),
             Self::Call(_) => f.write_str("Call"),
         }
     }
@@ -163,6 +176,7 @@ impl Op {
             | Self::Accept { .. }
             | Self::Connect { .. }
             | Self::Readable { .. }
+            | Self::Ublk { .. }
             | Self::Call(_) => {}
         }
     }

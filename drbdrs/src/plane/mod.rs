@@ -25,6 +25,7 @@ pub mod run;
 pub mod status;
 pub mod sys;
 pub mod threads;
+pub mod ublk;
 
 /// Length of the shared buffer of zeroes, bytes.
 pub const ZEROES_LEN: usize = 65_536;

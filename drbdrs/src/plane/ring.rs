@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use drbd_core::slab::{Key, Slab};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
+use zerocopy::IntoBytes as _;
 
 use super::helpers::{self, Finished, Helpers, allocate_flags, count};
 use super::io::{Backend, Done, Op, OpKey, SEND_PARTS, Tag};
@@ -144,6 +145,12 @@ impl Ring {
         done.push(Done { tag, op, result });
     }
 
+    /// Operations in flight that the kernel has memory of. Fetches of a ublk queue have none, and
+    /// end only with the ring.
+    fn pointing(&self) -> usize {
+        self.in_flight.iter().filter(|(_, entry)| !matches!(entry.op, Op::Ublk { .. })).count()
+    }
+
     fn collect_helpers(&mut self, done: &mut Vec<Done>) {
         let mut finished = std::mem::take(&mut self.finished);
         self.helpers.collect(&mut finished);
@@ -223,18 +230,19 @@ impl Drop for Ring {
         self.push(&cancel.user_data(CANCEL));
         let end = Instant::now() + DROP_LIMIT;
         let mut done = Vec::new();
-        while !self.in_flight.is_empty() && Instant::now() < end {
+        while self.pointing() > 0 && Instant::now() < end {
             if self.wait(Some(Duration::from_millis(100)), &mut done).is_err() {
                 break;
             }
             // Their leases keep the buffers from being used again; nobody will use them anyway.
             done.clear();
         }
-        if self.in_flight.is_empty() {
-            // SAFETY: dropped once, here; the kernel has given everything back.
+        let pointing = self.pointing();
+        if pointing == 0 {
+            // SAFETY: dropped once, here; the kernel has given everything back that it points to.
             unsafe { ManuallyDrop::drop(&mut self.in_flight) };
         } else {
-            tracing::warn!("{} operations did not end; their memory stays", self.in_flight.len());
+            tracing::warn!("{pointing} operations did not end; their memory stays");
         }
     }
 }
@@ -283,6 +291,7 @@ fn needs_message(op: &Op) -> bool {
         | Op::Allocate { .. }
         | Op::Accept { .. }
         | Op::Readable { .. }
+        | Op::Ublk { .. }
         | Op::Call(_) => false,
     }
 }
@@ -322,6 +331,11 @@ fn entry(op: &mut Op, message: Option<&mut Message>) -> squeue::Entry {
         }
         Op::Readable { file } => {
             opcode::PollAdd::new(fd(file), libc::POLLIN.cast_unsigned().into()).build()
+        }
+        Op::Ublk { device, command, request } => {
+            let mut bytes = [0; 16];
+            bytes.copy_from_slice(request.as_bytes());
+            opcode::UringCmd16::new(fd(device), *command).cmd(bytes).build()
         }
         Op::Call(_) => opcode::Nop::new().build(),
     }

@@ -33,6 +33,7 @@ use super::link::{Addresses, Link, StreamFault};
 use super::status::Statuses;
 use super::{Env, ZEROES_LEN};
 use crate::front::nbd::server::{CLIENT_BYTES_MAX, Extent, Nbd, Session};
+use crate::front::ublk::server::{Queue, Ublk};
 
 /// Commands that may wait for the plane.
 const COMMANDS_MAX: usize = 256;
@@ -100,6 +101,8 @@ pub enum Command<M> {
     StreamFault(Stream, StreamFault),
     /// A client of the NBD server.
     Client(Session),
+    /// A ublk device to be served.
+    Serve(Queue),
     /// Clients of a volume, or all, are sent away.
     DetachClients(Option<VolumeNr>),
     /// Look at the engine between two events.
@@ -251,6 +254,7 @@ struct Parts {
     disks: BTreeMap<u16, Disk>,
     link: Link,
     nbd: Nbd,
+    ublk: Ublk,
     statuses: Statuses,
 }
 
@@ -305,6 +309,7 @@ impl<M: Machine> Plane<M> {
             disks: BTreeMap::new(),
             link: Link::new(),
             nbd: Nbd::new(),
+            ublk: Ublk::new(),
             statuses: Statuses::default(),
         };
         Ok(Self {
@@ -346,7 +351,9 @@ impl<M: Machine> Plane<M> {
                 self.tell(packet);
                 continue;
             }
-            let is_busy = with!(self.parts, |env, nbd| nbd.poll(&mut env));
+            let is_busy = with!(self.parts, |env, nbd, ublk| {
+                nbd.poll(&mut env) | ublk.poll(&mut env)
+            });
             self.answer_queries();
             self.resume_disks();
             with!(self.parts, |env, nbd| nbd.flush(&mut env));
@@ -405,8 +412,12 @@ impl<M: Machine> Plane<M> {
             Action::ExpectDigest(algorithm) => self.parts.link.expect_digest(algorithm),
             Action::AttachDigest(algorithm) => self.parts.link.attach_digest(algorithm),
             Action::DigestAlgorithms { csums, verify } => self.parts.digests = [csums, verify],
-            Action::CompleteApp { id, result, data } => with!(self.parts, |env, nbd| {
-                nbd.complete(&mut env, id, result, data);
+            Action::CompleteApp { id, result, data } => with!(self.parts, |env, nbd, ublk| {
+                if Ublk::owns(id) {
+                    ublk.complete(&mut env, id, result, data);
+                } else {
+                    nbd.complete(&mut env, id, result, data);
+                }
             }),
             Action::FreeBuf(buf) => self.parts.pool.release(buf),
             Action::Call { call, handler, minor } => {
@@ -419,6 +430,7 @@ impl<M: Machine> Plane<M> {
             }
             Action::Device { volume, offer } => {
                 self.parts.nbd.offer(volume, offer);
+                self.parts.ublk.offer(volume, offer);
                 (self.sink)(Notice::Device(volume, offer));
             }
             Action::Changed => self.has_changed = true,
@@ -436,6 +448,7 @@ impl<M: Machine> Plane<M> {
             }
             Part::Link => with!(self.parts, |env, link| link.done(&mut env, tag.key, op, result)),
             Part::Nbd => with!(self.parts, |env, nbd| nbd.done(&mut env, tag.key, op, result)),
+            Part::Ublk => with!(self.parts, |env, ublk| ublk.done(&mut env, tag.key, result)),
             Part::Status => {
                 let answer = self.parts.statuses.done(tag.key);
                 self.answer(answer);
@@ -480,6 +493,9 @@ impl<M: Machine> Plane<M> {
                 Command::StreamFault(stream, fault) => self.parts.link.fault(stream, fault),
                 Command::Client(session) => {
                     with!(self.parts, |env, nbd| nbd.attach(&mut env, session));
+                }
+                Command::Serve(queue) => {
+                    with!(self.parts, |env, ublk| ublk.attach(&mut env, queue));
                 }
                 Command::DetachClients(volume) => {
                     with!(self.parts, |env, nbd| nbd.detach(&mut env, volume));

@@ -168,6 +168,11 @@ impl Backend for Threads {
                 self.attempt(key);
                 OpKey(key)
             }
+            Op::Ublk { .. } => {
+                let key = self.in_flight.insert(InFlight { tag, op: Some(op) }).raw();
+                self.end(key, Err(Errno::NOSYS));
+                OpKey(key)
+            }
             Op::Read { .. }
             | Op::Write { .. }
             | Op::Sync { .. }
@@ -233,6 +238,7 @@ fn socket_of(op: &Op) -> (&Fd, bool) {
         | Op::Write { file, .. }
         | Op::Sync { file }
         | Op::Allocate { file, .. } => (file, false),
+        Op::Ublk { device, .. } => (device, false),
         Op::Call(_) => unreachable!("calls belong to helper threads"),
     }
 }
@@ -279,6 +285,7 @@ fn try_socket(op: &mut Op) -> Result<u32, Errno> {
         | Op::Write { .. }
         | Op::Sync { .. }
         | Op::Allocate { .. }
+        | Op::Ublk { .. }
         | Op::Call(_) => Err(Errno::INVAL),
     }
 }
