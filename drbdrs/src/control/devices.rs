@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use drbd_admin::Reply;
-use drbd_conf::settings::FrontEnd;
+use drbd_conf::settings::{FrontEnd, Settings};
 use drbd_core::action::DeviceOffer;
 use drbd_core::admin::Command;
 use drbd_types::{Failure, Refusal, VolumeNr};
@@ -23,6 +23,7 @@ use super::machine::Id;
 use super::registry::Node;
 use crate::front::kernel::links::Links;
 use crate::front::kernel::{Device, Driver, ForPlane, Volume};
+use crate::front::ublk::driver::Ublk;
 use crate::plane::run;
 
 /// The block device of a volume.
@@ -43,8 +44,8 @@ struct There {
 }
 
 /// The drivers, the best one first.
-pub(super) fn drivers() -> Vec<(FrontEnd, Arc<dyn Driver>)> {
-    Vec::new()
+pub(super) fn drivers(settings: &Settings) -> Vec<(FrontEnd, Arc<dyn Driver>)> {
+    vec![(FrontEnd::Ublk, Arc::new(Ublk::new(settings)))]
 }
 
 /// What a device offers has changed.
@@ -172,6 +173,7 @@ fn volume(node: &Node, id: Id, nr: VolumeNr, offer: DeviceOffer) -> Option<Volum
         let to_plane = Arc::new(move |thing| {
             let command = match thing {
                 ForPlane::Nbd(session) => run::Command::Client(session),
+                ForPlane::Ublk(queue) => run::Command::Serve(queue),
             };
             handle.send(command).is_ok()
         });

@@ -238,11 +238,12 @@ impl Node {
     ) -> (Rc<Self>, UnboundedReceiver<(Id, Told)>) {
         let (to, told) = tokio::sync::mpsc::unbounded_channel();
         let exports = exports::Exports::of(&settings);
+        let drivers = devices::drivers(&settings);
         let node = Self {
             settings,
             exports,
             door: door::Registry::default(),
-            drivers: devices::drivers(),
+            drivers,
             wishes,
             faults: RefCell::default(),
             helper,

@@ -351,9 +351,8 @@ impl<M: Machine> Plane<M> {
                 self.tell(packet);
                 continue;
             }
-            let is_busy = with!(self.parts, |env, nbd, ublk| {
-                nbd.poll(&mut env) | ublk.poll(&mut env)
-            });
+            let is_busy =
+                with!(self.parts, |env, nbd, ublk| nbd.poll(&mut env) | ublk.poll(&mut env));
             self.answer_queries();
             self.resume_disks();
             with!(self.parts, |env, nbd| nbd.flush(&mut env));

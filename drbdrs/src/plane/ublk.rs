@@ -56,7 +56,9 @@ pub fn control<T: FromBytes + IntoBytes>(
             };
         }
         match ring.submit_and_wait(1) {
-            Err(error) if !ring.submission().is_empty() && !is_passing(&error) => return Err(error),
+            Err(error) if !ring.submission().is_empty() && !is_passing(&error) => {
+                return Err(error);
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
             Ok(_) => {}
         }

@@ -7,6 +7,7 @@
 //! Everything here may block, and is called on threads that may.
 
 pub mod links;
+pub mod users;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,12 +17,15 @@ use drbd_core::action::DeviceOffer;
 use drbd_types::VolumeNr;
 
 use super::nbd::server::Session;
+use super::ublk::server::Queue;
 
 /// What a device hands over to the thread of its resource.
 #[derive(Debug)]
 pub enum ForPlane {
     /// The server's end of a connection of the kernel's NBD driver.
     Nbd(Session),
+    /// The queue of a ublk device.
+    Ublk(Queue),
 }
 
 /// The way to the thread of the resource. False: it is gone.

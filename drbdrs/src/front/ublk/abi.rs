@@ -39,8 +39,6 @@ pub mod control {
     pub const GET_DEV_INFO: u32 = get(0x02);
     /// A new device.
     pub const ADD_DEV: u32 = set(0x04);
-    /// The end of a device; waits until its server has let go of it.
-    pub const DEL_DEV: u32 = set(0x05);
     /// Makes the disk; waits until all requests of all queues are fetched.
     pub const START_DEV: u32 = set(0x06);
     /// Removes the disk; waits for its requests.
@@ -55,6 +53,8 @@ pub mod control {
     pub const END_USER_RECOVERY: u32 = set(0x11);
     /// What the driver can do: [`super::Features`].
     pub const GET_FEATURES: u32 = get(0x13);
+    /// The end of a device.
+    pub const DEL_DEV_ASYNC: u32 = get(0x14);
     /// Another size of a disk that runs.
     pub const UPDATE_SIZE: u32 = set(0x15);
 }

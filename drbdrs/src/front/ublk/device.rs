@@ -1,4 +1,4 @@
-//! The life of ublk devices. Everything here blocks: it is for threads that may wait.
+//! Commands to the kernel's ublk driver. They block: they are for threads that may wait.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use drbd_types::VolumeNr;
 
-use super::abi::{self, DeviceInfo, Features, Params, control, state};
+use super::abi::{self, DeviceInfo, Features, Params, control};
 use super::server::Queue;
 use crate::plane::io::Fd;
 use crate::plane::ublk::{self, Nothing, Table};
@@ -19,7 +19,8 @@ const DEPTH: u16 = 128;
 const MAX_IO: u32 = 1 << 20;
 /// How long a node in `/dev`, or the end of a dead server, is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(5);
+const PATIENCE_FOR_NUMBER: Duration = Duration::from_secs(2);
 
 /// What is needed of the driver.
 const NEEDED: Features = Features::USER_RECOVERY
@@ -46,9 +47,7 @@ pub struct Shape {
 
 impl Shape {
     fn params(&self) -> Params {
-        let shift = |bytes: u32| {
-            u8::try_from(bytes.clamp(512, 4096).trailing_zeros()).unwrap_or(9)
-        };
+        let shift = |bytes: u32| u8::try_from(bytes.clamp(512, 4096).trailing_zeros()).unwrap_or(9);
         let rotational = if self.is_rotational { abi::ATTR_ROTATIONAL } else { 0 };
         let logical = shift(self.logical_block);
         let physical = shift(self.physical_block).max(logical);
@@ -79,23 +78,22 @@ impl Shape {
     }
 }
 
-/// The driver.
+/// The way to the kernel's driver.
 #[derive(Debug)]
-pub struct Driver {
+pub struct Control {
     file: OwnedFd,
     features: Features,
 }
 
-impl Driver {
+impl Control {
     /// Opens it.
     ///
     /// # Errors
     /// This kernel has none, or not one of the abilities that are needed.
     pub fn open() -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(abi::CONTROL);
-        let file = file.map_err(|error| {
-            io::Error::new(error.kind(), format!("{}: {error}", abi::CONTROL))
-        })?;
+        let file = file
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", abi::CONTROL)))?;
         let file = OwnedFd::from(file);
         let mut features = 0_u64;
         let old = |error| io::Error::other(format!("the kernel's ublk driver is too old: {error}"));
@@ -141,7 +139,7 @@ impl Driver {
         match queue {
             Ok(queue) => Ok((id, queue)),
             Err(error) => {
-                let _ = self.remove(id);
+                let _ = self.delete(id);
                 Err(error)
             }
         }
@@ -219,23 +217,26 @@ impl Driver {
         ublk::control(&self.file, control::UPDATE_SIZE, id, sectors, &mut Nothing::default())
     }
 
-    /// The end of a device. Waits for its requests and for whoever serves them; those of a device
-    /// without server fail.
+    /// Ends a disk: its requests are waited for; those of one without server fail.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn remove(&self, id: u32) -> io::Result<()> {
-        let stop = ublk::control(&self.file, control::STOP_DEV, id, 0, &mut Nothing::default());
-        match stop {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-            _ => {}
-        }
-        ublk::control(&self.file, control::DEL_DEV, id, 0, &mut Nothing::default())
+    pub fn stop(&self, id: u32) -> io::Result<()> {
+        ublk::control(&self.file, control::STOP_DEV, id, 0, &mut Nothing::default())
     }
 
-    /// Does this device wait for a new server?
-    pub fn is_orphan(&self, id: u32, mark: u64) -> bool {
-        self.info(id).is_ok_and(|info| info.mark == mark && info.state != state::DEAD)
+    /// Removes a device that is stopped. The kernel keeps its number as long as somebody has the
+    /// disk open; that is waited for, for a little while.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn delete(&self, id: u32) -> io::Result<()> {
+        ublk::control(&self.file, control::DEL_DEV_ASYNC, id, 0, &mut Nothing::default())?;
+        let end = Instant::now() + PATIENCE_FOR_NUMBER;
+        while self.info(id).is_ok() && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
     }
 }
 

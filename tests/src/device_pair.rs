@@ -1,0 +1,176 @@
+//! The daemon in a guest, whose kernel gives its volumes out as block devices, and another daemon
+//! on the host, as one pair.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+use crate::guest::{Config, Disk, GUEST, Guest, HOST};
+use crate::kernel_pair::LONG;
+use crate::nodes::{Node, Programs, free_ports};
+use crate::program_of;
+
+/// Where our programs are in the guest.
+pub const OURS: &str = "/opt/drbdrs";
+/// Port of the guest.
+const PORT: u16 = 7789;
+/// Settings of the guest's daemon.
+const SETTINGS: &str = "/etc/drbd.d/drbdrs.toml";
+
+/// Both nodes.
+#[derive(Debug)]
+pub struct DevicePair {
+    /// The node with the block devices. Its daemon logs to `/tmp/log`.
+    pub guest: Guest,
+    /// The other one.
+    pub peer: Node,
+    _dir: TempDir,
+}
+
+impl DevicePair {
+    /// Both new, connected, the guest Primary and both disks equal. `front_ends` is the setting of
+    /// the guest, `modules` are what its kernel loads; the backing disks have `bytes`.
+    ///
+    /// # Errors
+    /// They do not connect.
+    pub fn new(front_ends: &str, modules: &[&str], bytes: u64) -> Result<Self> {
+        let programs = Programs::build();
+        let config = Config::new("alpha").disk(Disk::Size(bytes)).modules(modules);
+        let mut guest = Guest::boot(config)?;
+        install(&guest)?;
+        let to_guest = guest.forward(PORT)?;
+        let [to_peer, _] = free_ports(std::process::id())?;
+        let dir = TempDir::new()?;
+        let mut peer = Node::alone(&programs, "bravo", dir.path())?;
+        fs::File::create(peer.disk(0))?.set_len(bytes)?;
+        let text = |minor: &str, disk: &str, [alpha, bravo]: [String; 2]| {
+            format!(
+                "global {{ usage-count no; }}\n\
+                 resource r0 {{\n\
+                 \x20 volume 0 {{ device minor {minor}; disk {disk}; meta-disk internal; }}\n\
+                 \x20 net {{ protocol C; connect-int 1; ping-timeout 30; timeout 300; }}\n\
+                 \x20 disk {{ resync-rate 200M; c-plan-ahead 0; }}\n\
+                 \x20 on alpha {{ address {alpha}; }}\n\
+                 \x20 on bravo {{ address {bravo}; }}\n\
+                 }}\n"
+            )
+        };
+        let host = [to_guest, to_peer].map(|port| format!("127.0.0.1:{port}"));
+        let disk = peer.disk(0).display().to_string();
+        fs::write(peer.conf(), text(&peer.minors("@0"), &disk, host))?;
+        let inside = [format!("{GUEST}:{PORT}"), format!("{HOST}:{to_peer}")];
+        guest.put("/etc/drbd.conf", text("0", "/dev/vda", inside).as_bytes())?;
+        guest.put(SETTINGS, format!("[node]\nfront-ends = {front_ends}\n").as_bytes())?;
+        peer.start("")?;
+        peer.adm(&["create-md", "--force", "r0"])?.ok()?;
+        peer.adm(&["up", "r0"])?.ok()?;
+        let pair = Self { guest, peer, _dir: dir };
+        pair.start_daemon()?;
+        let ready = pair.adm("create-md --force r0").and_then(|_| pair.adm("up r0"));
+        pair.tell(ready)?;
+        pair.tell(pair.peer.until("cs:Connected"))?;
+        let equal = pair.adm("new-current-uuid --clear-bitmap r0/0");
+        pair.tell(equal.and_then(|_| pair.adm("primary r0")))?;
+        pair.in_sync()?;
+        Ok(pair)
+    }
+
+    /// Starts the guest's daemon, and no more.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn start_daemon(&self) -> Result<()> {
+        self.guest
+            .ok(&format!(
+                "rm -f /run/drbd/drbdrs.sock; \
+                 ( setsid {OURS}/drbdrs < /dev/null > /dev/null 2>> /tmp/log & ); \
+                 for i in $(seq 300); do [ -S /run/drbd/drbdrs.sock ] && exit 0; sleep 0.05; done; \
+                 exit 1"
+            ))
+            .map(drop)
+    }
+
+    /// The guest's daemon dies as by SIGKILL.
+    ///
+    /// # Errors
+    /// It did not run.
+    pub fn kill_daemon(&self) -> Result<()> {
+        self.guest.ok("kill -9 $(pidof drbdrs)").map(drop)
+    }
+
+    /// drbdadm in the guest.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn adm(&self, words: &str) -> Result<String> {
+        self.guest.ok(&format!("{OURS}/drbdadm {words} 2>&1"))
+    }
+
+    /// Waits until both are UpToDate.
+    ///
+    /// # Errors
+    /// They do not become so.
+    pub fn in_sync(&self) -> Result<()> {
+        self.tell(self.peer.until("ds:UpToDate/UpToDate"))?;
+        let pattern = "cs:Connected ro:[^ ]* ds:UpToDate/UpToDate";
+        self.tell(self.guest.wait_for(&format!("grep -q '{pattern}' /run/drbd/proc-drbd"), LONG))
+            .map(drop)
+    }
+
+    /// Both are in sync, and the data areas of both disks are equal.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn compare(&self) -> Result<()> {
+        self.in_sync()?;
+        self.guest.ok("sync")?;
+        let sectors =
+            self.guest.ok("cat /sys/class/block/$(readlink /dev/drbd0 | xargs basename)/size")?;
+        let len = sectors.trim().parse::<usize>()? * 512;
+        let [own, other] =
+            [self.guest.disk_image(0).context("a disk")?.to_owned(), self.peer.disk(0)]
+                .map(fs::read);
+        let (own, other) = (own?, other?);
+        let (own, other) =
+            (own.get(..len).context("too short")?, other.get(..len).context("too short")?);
+        let different = own.chunks(4096).zip(other.chunks(4096)).filter(|(a, b)| a != b).count();
+        self.tell(
+            (different == 0).then_some(()).with_context(|| format!("{different} blocks differ")),
+        )
+    }
+
+    /// Adds what both sides logged to a failure.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn tell<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| {
+            let script = "tail -n 60 /tmp/log; cat /run/drbd/proc-drbd; dmesg | tail -n 30";
+            let own = self.guest.run(script).map(|output| output.out).unwrap_or_default();
+            format!("guest:\n{own}\nhost:\n{}", self.peer.log_tail())
+        })
+    }
+}
+
+/// Puts our programs into a guest.
+fn install(guest: &Guest) -> Result<()> {
+    guest.ok(&format!("mkdir -p {OURS} /etc/drbd.d"))?;
+    let folder = TempDir::new()?;
+    let packages = [
+        ("drbdrs", "drbdrs"),
+        ("drbdadm", "drbdadm"),
+        ("drbdadm", "drbdsetup"),
+        ("drbdmeta", "drbdmeta"),
+    ];
+    for (package, name) in packages {
+        // Without what only a debugger needs it is copied in a third of the time.
+        let stripped = folder.path().join(name);
+        let mut strip = Command::new("strip");
+        let output = strip.arg("-o").arg(&stripped).arg(program_of(package, name)).output()?;
+        ensure!(output.status.success(), "strip: {}", String::from_utf8_lossy(&output.stderr));
+        guest.put_program(&stripped, &format!("{OURS}/{name}"))?;
+    }
+    Ok(())
+}
