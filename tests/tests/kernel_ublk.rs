@@ -1,9 +1,10 @@
 //! Volumes as block devices of the kernel's ublk driver, replicated to another daemon.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use drbdrs_tests::device_pair::DevicePair;
+use drbdrs_tests::kernel_pair::LONG;
 use drbdrs_tests::need::{Need, trial};
 use libtest_mimic::{Arguments, Failed};
 
@@ -14,27 +15,93 @@ fn main() {
             body().map_err(|error| Failed::from(format!("{error:#}")))
         })
     };
-    let tests = vec![test("a_file_system_on_a_ublk_device", file_system)];
+    let tests = vec![
+        test("a_file_system_on_a_ublk_device", file_system),
+        test("the_daemon_is_killed_under_a_ublk_device", killed),
+    ];
     libtest_mimic::run(&args, tests).exit();
 }
 
+/// Size of the backing disks.
+const BYTES: u64 = 64 << 20;
+/// Writes everywhere on the device, and reads again what it has written before.
+const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
+                   --size=24m --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1";
+
+fn ublk() -> Result<DevicePair> {
+    DevicePair::new("[\"ublk\"]", &["ublk_drv"], BYTES)
+}
+
+/// What was done when.
+struct Clock(Instant);
+
+impl Clock {
+    fn say(&self, what: &str) {
+        println!("{:.1} s: {what}", self.0.elapsed().as_secs_f32());
+    }
+}
+
 fn file_system() -> Result<()> {
-    let start = Instant::now();
-    let say = |what: &str| println!("{:.1} s: {what}", start.elapsed().as_secs_f32());
-    let pair = DevicePair::new("[\"ublk\"]", &["ublk_drv"], 64 << 20)?;
-    say("in sync");
-    pair.tell(pair.guest.ok("ls -l /dev/drbd0 /dev/drbd/by-res/r0/0 /dev/ublk*"))?;
-    pair.tell(pair.guest.ok("dd if=/dev/urandom of=/dev/drbd0 bs=64k count=16 oflag=direct 2>&1"))?;
-    say("dd");
-    pair.tell(pair.guest.ok("mkfs.ext4 -q /dev/drbd0 && mount /dev/drbd0 /mnt && \
+    let clock = Clock(Instant::now());
+    let mut pair = ublk()?;
+    clock.say("in sync");
+    let run = |script: &str| pair.tell(pair.guest.ok(script));
+    run("test -b /dev/drbd0 && test -b /dev/drbd/by-res/r0/0")?;
+    run(FIO)?;
+    clock.say("fio");
+    run("mkfs.ext4 -q -b 4096 /dev/drbd0 8192 && mount /dev/drbd0 /mnt && \
          dd if=/dev/urandom of=/mnt/file bs=64k count=40 2>/dev/null && \
-         sha256sum < /mnt/file > /mnt/sum && umount /mnt && /sbin/e2fsck -fn /dev/drbd0"))?;
-    say("file system");
+         sha256sum < /mnt/file > /mnt/sum && \
+         dd if=/dev/urandom of=/mnt/gone bs=64k count=80 2>/dev/null && sync && rm /mnt/gone")?;
+    let held = pair.guest.run("/opt/drbdrs/drbdadm secondary r0 2>&1")?;
+    ensure!(held.status != 0 && held.out.contains("held open"), "{held:?}");
+    let trimmed = run("fstrim -v /mnt")?;
+    ensure!(!trimmed.contains(": 0 B"), "{trimmed}");
+    run("umount /mnt && /sbin/e2fsck -fp /dev/drbd0")?;
+    run("resize2fs /dev/drbd0 12288 2>&1 && /sbin/e2fsck -fn /dev/drbd0 && \
+         mount /dev/drbd0 /mnt && sha256sum < /mnt/file | cmp - /mnt/sum && umount /mnt")?;
+    clock.say("file system");
     pair.compare()?;
-    say("equal");
+    run("/sbin/blkdiscard -o 1048576 -l 8388608 /dev/drbd0 && \
+         /sbin/blkdiscard -z -o 16777216 -l 4194304 /dev/drbd0 && \
+         cmp -n 8388608 -i 1048576:0 /dev/drbd0 /dev/zero && \
+         cmp -n 4194304 -i 16777216:0 /dev/drbd0 /dev/zero")?;
+    pair.compare()?;
+    clock.say("discards and zeroes");
     pair.tell(pair.adm("secondary r0"))?;
-    pair.tell(pair.guest.ok("! ls /dev/drbd0"))?;
+    pair.tell(pair.guest.ok("! ls /dev/drbd0 && ! ls /dev/ublkb0"))?;
     pair.tell(pair.adm("down r0"))?;
-    say("down");
-    Ok(())
+    clock.say("down");
+    let log = pair.guest.log()?;
+    ensure!(!log.contains("I/O error"), "{log}");
+    pair.guest.shutdown()
+}
+
+/// Requests wait for the next daemon, and none fails.
+fn killed() -> Result<()> {
+    let clock = Clock(Instant::now());
+    let mut pair = ublk()?;
+    clock.say("in sync");
+    let rounds = std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let fio =
+        pair.guest.spawn(&format!("{FIO} --loops=1000 --do_verify=1 --verify_backlog=256"))?;
+    for round in 0..rounds {
+        std::thread::sleep(Duration::from_millis(500 + round % 4 * 400));
+        pair.tell(pair.kill_daemon())?;
+        pair.tell(pair.start_daemon())?;
+        pair.tell(pair.adm("up r0"))?;
+        pair.tell(pair.adm("primary r0"))?;
+        clock.say("again");
+    }
+    pair.in_sync()?;
+    std::thread::sleep(Duration::from_secs(1));
+    pair.guest.ok("kill -INT $(pidof fio)")?;
+    let fio = fio.wait(LONG)?;
+    println!("{}", fio.out);
+    ensure!(!fio.out.contains("error"), "{fio:?}");
+    let log = pair.guest.log()?;
+    ensure!(!log.contains("I/O error"), "{log}");
+    pair.compare()?;
+    pair.tell(pair.adm("secondary r0"))?;
+    pair.guest.shutdown()
 }
