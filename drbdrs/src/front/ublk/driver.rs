@@ -207,7 +207,7 @@ mod tests {
             resource: resource.into(),
             nr: drbd_types::VolumeNr(nr),
             minor: 0,
-            offer: drbd_core::action::DeviceOffer {
+            offer: DeviceOffer {
                 size: drbd_types::SectorCount(0),
                 is_primary: true,
                 max_io: 0,
