@@ -25,6 +25,8 @@ pub struct Settings {
     pub node: Node,
     /// The NBD server.
     pub nbd: Nbd,
+    /// Block devices through the kernel's NBD driver.
+    pub nbd_kernel: NbdKernel,
     /// Metrics.
     pub metrics: Metrics,
     /// How disks and sockets are driven.
@@ -144,6 +146,22 @@ pub enum SecondaryPolicy {
     Refuse,
     /// It waits until the node is Primary.
     WaitForPromotion,
+}
+
+/// `[nbd-kernel]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct NbdKernel {
+    /// Connections between the driver and the daemon, 1..=16.
+    pub connections: u32,
+    /// How long the driver waits for a daemon that is gone, seconds.
+    pub dead_timeout: u32,
+}
+
+impl Default for NbdKernel {
+    fn default() -> Self {
+        Self { connections: 1, dead_timeout: 600 }
+    }
 }
 
 /// `[metrics]`.

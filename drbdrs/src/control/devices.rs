@@ -22,6 +22,7 @@ use drbd_types::{Failure, Refusal, VolumeNr};
 use super::machine::Id;
 use super::registry::Node;
 use crate::front::kernel::links::Links;
+use crate::front::kernel::nbd::Nbd;
 use crate::front::kernel::{Device, Driver, ForPlane, Volume};
 use crate::front::ublk::driver::Ublk;
 use crate::plane::run;
@@ -45,7 +46,8 @@ struct There {
 
 /// The drivers, the best one first.
 pub(super) fn drivers(settings: &Settings) -> Vec<(FrontEnd, Arc<dyn Driver>)> {
-    vec![(FrontEnd::Ublk, Arc::new(Ublk::new(settings)))]
+    let ublk: Arc<dyn Driver> = Arc::new(Ublk::new(settings));
+    vec![(FrontEnd::Ublk, ublk), (FrontEnd::NbdKernel, Arc::new(Nbd::new(settings)))]
 }
 
 /// What a device offers has changed.
@@ -76,6 +78,19 @@ pub(super) async fn settle(node: &Rc<Node>, id: Id, nr: VolumeNr) {
             (_, false) => {}
         }
     }
+}
+
+/// The kernel has lost a way to us.
+pub(super) fn mend(node: &Rc<Node>, id: Id, nr: VolumeNr) {
+    let Some(slot) = slot(node, id, nr) else { return };
+    tokio::task::spawn_local(async move {
+        let mut there = slot.there.lock().await;
+        if there.device.is_some()
+            && let Err(error) = with_device(&mut there, |device| device.mend()).await
+        {
+            tracing::error!("the block device has lost a connection for good: {error}");
+        }
+    });
 }
 
 /// Makes a volume Secondary, unless its device is held open.

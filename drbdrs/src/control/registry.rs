@@ -496,6 +496,7 @@ impl Node {
                 exports::offer(self, id, volume, offer);
                 devices::offer(self, id, volume, offer);
             }
+            Notice::KernelLost(volume) => devices::mend(self, id, volume),
             Notice::Users(volume, users) => exports::users(self, id, volume, users),
             Notice::OpenFailed(volume, error) => {
                 self.with(id, |record| {

@@ -124,6 +124,8 @@ pub enum Notice {
     Device(VolumeNr, DeviceOffer),
     /// How many users a device has.
     Users(VolumeNr, u32),
+    /// The kernel has lost a connection to a device.
+    KernelLost(VolumeNr),
     /// A disk could not be opened.
     OpenFailed(VolumeNr, OpenError),
     /// Something that status views show has changed. At most once per round.
@@ -360,6 +362,9 @@ impl<M: Machine> Plane<M> {
             if !is_busy && self.parts.events.is_empty() {
                 break;
             }
+        }
+        while let Some(volume) = self.parts.nbd.take_lost() {
+            (self.sink)(Notice::KernelLost(volume));
         }
         if std::mem::take(&mut self.has_changed) {
             (self.sink)(Notice::Changed);

@@ -7,6 +7,8 @@
 //! Everything here may block, and is called on threads that may.
 
 pub mod links;
+pub mod nbd;
+mod netlink;
 pub mod users;
 
 use std::io;
@@ -91,6 +93,14 @@ pub trait Device: Send {
     /// # Errors
     /// The kernel refuses; nothing has changed.
     fn stop_unless_open(&mut self) -> io::Result<bool>;
+
+    /// Makes good what the kernel has lost of its ways to us.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn mend(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Ends the device. Whoever holds it open gets errors.
     ///

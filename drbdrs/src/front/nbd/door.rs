@@ -324,7 +324,7 @@ fn negotiate(client: OwnedFd, registry: &Registry) -> io::Result<()> {
     }
     let Chosen { export, structured, contexts } = chosen;
     let (volume, rest) = (export.volume, handshake.rest());
-    let session = Session { socket: client, volume, structured, contexts, rest };
+    let session = Session { socket: client, volume, is_kernel: false, structured, contexts, rest };
     if let Ok(entry) = registry.entry(&export.name)
         && !(entry.hand_over)(session)
     {

@@ -55,6 +55,8 @@ pub struct Session {
     pub socket: OwnedFd,
     /// The device.
     pub volume: VolumeNr,
+    /// The client is this kernel's driver: who uses the device is its business.
+    pub is_kernel: bool,
     /// Replies are structured.
     pub structured: bool,
     /// For block status.
@@ -90,6 +92,7 @@ pub struct Query {
 struct Client {
     fd: Fd,
     volume: VolumeNr,
+    is_kernel: bool,
     structured: bool,
     pub(super) contexts: Contexts,
     inbox: Inbox,
@@ -192,6 +195,8 @@ pub struct Nbd {
     offers: BTreeMap<u16, DeviceOffer>,
     users: BTreeMap<u16, u32>,
     queries: VecDeque<Query>,
+    /// Volumes whose kernel device has lost a connection.
+    lost: VecDeque<VolumeNr>,
     /// For reuse.
     ids: Vec<u32>,
     lists: Vec<Vec<BufId>>,
@@ -228,6 +233,7 @@ impl Nbd {
         let client = Client {
             fd: Fd::new(session.socket),
             volume: session.volume,
+            is_kernel: session.is_kernel,
             structured: session.structured,
             contexts: session.contexts,
             inbox,
@@ -241,7 +247,9 @@ impl Nbd {
         let id = self.next_client;
         self.next_client = id.wrapping_add(1);
         self.clients.insert(id, client);
-        self.count_users(env, session.volume, 1);
+        if !session.is_kernel {
+            self.count_users(env, session.volume, 1);
+        }
     }
 
     /// Sends all clients of a volume away, or all of all volumes.
@@ -257,6 +265,11 @@ impl Nbd {
     /// The next question about the state of blocks.
     pub fn take_query(&mut self) -> Option<Query> {
         self.queries.pop_front()
+    }
+
+    /// The next volume whose kernel device has lost a connection.
+    pub fn take_lost(&mut self) -> Option<VolumeNr> {
+        self.lost.pop_front()
     }
 
     /// An operation of a client's socket has ended.
@@ -402,7 +415,11 @@ impl Nbd {
         keys.into_iter().flatten().for_each(|key| env.io.cancel(key));
         client.inbox.drop_all(env);
         client.outbox.drop_all(env);
-        self.count_users(env, client.volume, -1);
+        if client.is_kernel {
+            self.lost.push_back(client.volume);
+        } else {
+            self.count_users(env, client.volume, -1);
+        }
     }
 
     /// Reads from one client until it has nothing more, or something is missing.
