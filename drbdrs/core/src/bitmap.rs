@@ -175,6 +175,16 @@ impl Bitmap {
             .sum()
     }
 
+    /// Set bits, counted one by one.
+    #[cfg(any(test, feature = "check"))]
+    pub(crate) fn recount(&self) -> u64 {
+        let pages = (0..self.pages.len()).map(|page| match self.pages.get(page) {
+            Some(Some(mixed)) => mixed.words.iter().map(|word| u64::from(word.count_ones())).sum(),
+            _ => self.count_of(page),
+        });
+        pages.sum()
+    }
+
     /// Is this bit set? One behind the end is not.
     #[must_use]
     pub fn is_set(&self, bit: u64) -> bool {
@@ -750,6 +760,7 @@ mod tests {
         let bits = wide(model.bits.len());
         assert_eq!((bitmap.bits(), bitmap.pages()), (bits, model.pages()));
         assert_eq!(bitmap.count(), wide(model.bits.count_ones()));
+        assert_eq!(bitmap.recount(), bitmap.count());
         for &from in probes {
             let rest = model.bits.get(at(from)..);
             let offset = |found: Option<usize>| found.map(|o| from + wide(o));

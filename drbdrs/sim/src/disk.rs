@@ -4,8 +4,12 @@
 //! own, each with its cache.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use crate::chance::Chance;
+
+/// Data: one number per sector. Shared, not copied, on its way through buffers and connections.
+pub type Tags = Rc<[u64]>;
 
 /// Bytes of a block of meta-data.
 pub const BLOCK: usize = 4096;
@@ -13,8 +17,8 @@ pub const BLOCK: usize = 4096;
 /// What a write changes.
 #[derive(Clone, Debug)]
 enum Change {
-    Sectors { start: u64, tags: Vec<u64> },
-    Block { at: u64, block: Box<[u8; BLOCK]> },
+    Sectors { start: u64, tags: Tags },
+    Block { at: u64, block: Rc<[u8; BLOCK]> },
 }
 
 /// One write that is not flushed.
@@ -37,8 +41,20 @@ struct Device {
 
 #[derive(Clone, Debug, Default)]
 struct Contents {
-    sectors: BTreeMap<u64, u64>,
-    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+    /// Sectors that are not all zero.
+    pages: BTreeMap<u64, [u64; PAGE]>,
+    blocks: BTreeMap<u64, Rc<[u8; BLOCK]>>,
+}
+
+/// Sectors that are kept together.
+const PAGE: usize = 64;
+
+const EMPTY: [u64; PAGE] = [0; PAGE];
+
+/// The page of a sector and the place in it.
+fn place(sector: u64) -> (u64, usize) {
+    let pages = PAGE as u64;
+    (sector / pages, usize::try_from(sector % pages).unwrap_or(0))
 }
 
 /// Where a write goes.
@@ -73,19 +89,46 @@ pub struct SimDisk {
 impl Contents {
     fn apply(&mut self, change: &Change) {
         match change {
-            Change::Sectors { start, tags } => {
-                for (sector, tag) in (*start..).zip(tags) {
-                    if *tag == 0 {
-                        self.sectors.remove(&sector);
-                    } else {
-                        self.sectors.insert(sector, *tag);
-                    }
-                }
-            }
+            Change::Sectors { start, tags } => self.write(*start, tags),
             Change::Block { at, block } => {
-                self.blocks.insert(*at, block.clone());
+                self.blocks.insert(*at, Rc::clone(block));
             }
         }
+    }
+
+    fn write(&mut self, start: u64, tags: &[u64]) {
+        for (at, piece) in pieces(start, tags, PAGE as u64) {
+            let (number, first) = place(at);
+            if let Some(page) = self.pages.get_mut(&number) {
+                page[first..first + piece.len()].copy_from_slice(piece);
+            } else if piece.iter().any(|tag| *tag != 0) {
+                let mut page = [0; PAGE];
+                page[first..first + piece.len()].copy_from_slice(piece);
+                self.pages.insert(number, page);
+            }
+        }
+    }
+
+    fn read(&self, start: u64, len: u64) -> Tags {
+        let len = usize::try_from(len).unwrap_or(0);
+        let mut tags: Tags = std::iter::repeat_n(0, len).collect();
+        let mut rest = Rc::get_mut(&mut tags).expect("nobody else has it yet");
+        let mut at = start;
+        while !rest.is_empty() {
+            let (number, first) = place(at);
+            let (now, after) = rest.split_at_mut(rest.len().min(PAGE - first));
+            if let Some(page) = self.pages.get(&number) {
+                now.copy_from_slice(&page[first..first + now.len()]);
+            }
+            at += now.len() as u64;
+            rest = after;
+        }
+        tags
+    }
+
+    fn sector(&self, sector: u64) -> u64 {
+        let (number, at) = place(sector);
+        self.pages.get(&number).map_or(0, |page| page[at])
     }
 }
 
@@ -110,20 +153,16 @@ impl Device {
                 Change::Sectors { start, tags } => {
                     for (at, piece) in pieces(start, &tags, atom) {
                         if survives(chance) {
-                            let tags = piece.to_vec();
-                            self.stable.apply(&Change::Sectors { start: at, tags });
+                            self.stable.write(at, piece);
                         }
                     }
                 }
                 Change::Block { at, block } => {
-                    let mut torn = self
-                        .stable
-                        .blocks
-                        .get(&at)
-                        .cloned()
-                        .unwrap_or_else(|| Box::new([0; BLOCK]));
+                    let mut torn =
+                        self.stable.blocks.get(&at).map_or_else(|| Rc::new([0; BLOCK]), Rc::clone);
                     let bytes = usize::try_from(atom * 512).unwrap_or(BLOCK);
-                    for (to, from) in torn.chunks_mut(bytes).zip(block.chunks(bytes)) {
+                    let medium = Rc::make_mut(&mut torn);
+                    for (to, from) in medium.chunks_mut(bytes).zip(block.chunks(bytes)) {
                         if survives(chance) {
                             to.copy_from_slice(from);
                         }
@@ -137,18 +176,17 @@ impl Device {
 }
 
 /// Cuts a write at multiples of `atom` sectors.
-fn pieces(start: u64, tags: &[u64], atom: u64) -> Vec<(u64, &[u64])> {
-    let mut all = Vec::new();
+fn pieces(start: u64, tags: &[u64], atom: u64) -> impl Iterator<Item = (u64, &[u64])> {
     let mut rest = tags;
-    let mut at = start;
-    while !rest.is_empty() {
-        let room = usize::try_from(atom - at % atom).unwrap_or(1);
+    let mut next = start;
+    std::iter::from_fn(move || {
+        let room = usize::try_from(atom - next % atom).unwrap_or(1);
         let (piece, after) = rest.split_at(room.min(rest.len()));
-        all.push((at, piece));
-        at += piece.len() as u64;
+        let at = next;
+        next += piece.len() as u64;
         rest = after;
-    }
-    all
+        (!piece.is_empty()).then_some((at, piece))
+    })
 }
 
 impl SimDisk {
@@ -168,13 +206,13 @@ impl SimDisk {
     }
 
     /// What would be read now.
-    pub fn read(&self, start: u64, len: u64) -> Vec<u64> {
-        (start..start + len).map(|s| self.sector(s)).collect()
+    pub fn read(&self, start: u64, len: u64) -> Tags {
+        self.data.now.read(start, len)
     }
 
     /// One sector.
     pub fn sector(&self, sector: u64) -> u64 {
-        self.data.now.sectors.get(&sector).copied().unwrap_or(0)
+        self.data.now.sector(sector)
     }
 
     /// Is any of these sectors unreadable?
@@ -183,22 +221,21 @@ impl SimDisk {
     }
 
     /// Writes into the cache.
-    pub fn write(&mut self, start: u64, tags: Vec<u64>) {
-        self.put(Part::Data, Change::Sectors { start, tags }, false);
+    pub fn write(&mut self, start: u64, tags: impl Into<Tags>) {
+        self.put(Part::Data, Change::Sectors { start, tags: tags.into() }, false);
     }
 
     /// Writes through the cache.
-    pub fn write_through(&mut self, start: u64, tags: Vec<u64>) {
-        self.put(Part::Data, Change::Sectors { start, tags }, true);
+    pub fn write_through(&mut self, start: u64, tags: impl Into<Tags>) {
+        self.put(Part::Data, Change::Sectors { start, tags: tags.into() }, true);
     }
 
     fn put(&mut self, part: Part, change: Change, is_stable: bool) {
         self.seq += 1;
         if let Change::Sectors { start, tags } = &change {
             let end = start + tags.len() as u64;
-            let healed: Vec<u64> = self.bad.range(*start..end).copied().collect();
-            for sector in healed {
-                self.bad.remove(&sector);
+            if !self.bad.is_empty() {
+                self.bad.retain(|sector| !(*start..end).contains(sector));
             }
         }
         let (seq, is_volatile) = (self.seq, self.is_volatile);
@@ -220,12 +257,12 @@ impl SimDisk {
 
     /// A block of the meta-data device.
     pub fn read_block(&self, at: u64) -> Option<&[u8; BLOCK]> {
-        self.meta.now.blocks.get(&at).map(Box::as_ref)
+        self.meta.now.blocks.get(&at).map(Rc::as_ref)
     }
 
     /// Writes a block of the meta-data device into the cache, or through it.
-    pub fn write_block(&mut self, at: u64, block: Box<[u8; BLOCK]>, is_stable: bool) {
-        self.put(Part::Meta, Change::Block { at, block }, is_stable);
+    pub fn write_block(&mut self, at: u64, block: impl Into<Rc<[u8; BLOCK]>>, is_stable: bool) {
+        self.put(Part::Meta, Change::Block { at, block: block.into() }, is_stable);
     }
 
     /// What a flush that starts now covers.
@@ -253,43 +290,29 @@ impl SimDisk {
 
     /// Numbers of all sectors that are not zero.
     pub fn used(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.data.now.sectors.iter().map(|(s, t)| (*s, *t))
+        let pages = self.data.now.pages.iter();
+        let all =
+            pages.flat_map(|(number, page)| (number * PAGE as u64..).zip(page.iter().copied()));
+        all.filter(|(_, tag)| *tag != 0)
     }
 
-    /// Sectors whose content differs from that of another disk.
+    /// Sectors whose content differs from that of another disk, in order.
     pub fn differing(&self, other: &Self) -> Vec<u64> {
-        let (a, b) = (&self.data.now.sectors, &other.data.now.sectors);
+        let (own, their) = (&self.data.now.pages, &other.data.now.pages);
         let mut all = Vec::new();
-        let (mut x, mut y) = (a.iter().peekable(), b.iter().peekable());
-        loop {
-            match (x.peek(), y.peek()) {
-                (None, None) => return all,
-                (Some((s, _)), None) => {
-                    all.push(**s);
-                    x.next();
-                }
-                (None, Some((s, _))) => {
-                    all.push(**s);
-                    y.next();
-                }
-                (Some((s, t)), Some((r, u))) => match s.cmp(r) {
-                    std::cmp::Ordering::Less => {
-                        all.push(**s);
-                        x.next();
-                    }
-                    std::cmp::Ordering::Greater => {
-                        all.push(**r);
-                        y.next();
-                    }
-                    std::cmp::Ordering::Equal => {
-                        if t != u {
-                            all.push(**s);
-                        }
-                        x.next();
-                        y.next();
-                    }
-                },
+        let mut compare = |number: &u64, x: &[u64; PAGE], y: &[u64; PAGE]| {
+            if x != y {
+                let sectors = (number * PAGE as u64..).zip(x.iter().zip(y));
+                all.extend(sectors.filter(|(_, (x, y))| x != y).map(|(sector, _)| sector));
             }
+        };
+        for (number, page) in own {
+            compare(number, page, their.get(number).unwrap_or(&EMPTY));
         }
+        for (number, page) in their.iter().filter(|(number, _)| !own.contains_key(number)) {
+            compare(number, &EMPTY, page);
+        }
+        all.sort_unstable();
+        all
     }
 }

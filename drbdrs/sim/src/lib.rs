@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agenda;
 pub mod chance;
 pub mod disk;
 pub mod fuzz;

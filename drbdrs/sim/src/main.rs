@@ -16,6 +16,7 @@ const HELP: &str = "drbd-sim - breaks simulated pairs of nodes
   --keep-going   does not stop at the first failure; prints a line for each
   --shrink N     runs that may be spent on making a failing scenario smaller (default 300, 0: none)
   --trace FILE   with one seed: what happened, event by event
+  --digest       prints a line for each seed: its steps, and a digest of all that happened
   --show         prints the scenario of the first seed
 ";
 
@@ -26,6 +27,7 @@ struct Args {
     keep_going: bool,
     shrink: u32,
     trace: Option<PathBuf>,
+    digest: bool,
     show: bool,
 }
 
@@ -37,6 +39,7 @@ fn args() -> Result<Args, String> {
         keep_going: false,
         shrink: 300,
         trace: None,
+        digest: false,
         show: false,
     };
     let mut given = std::env::args().skip(1);
@@ -52,6 +55,7 @@ fn args() -> Result<Args, String> {
             }
             "--trace" => args.trace = Some(value()?.into()),
             "--keep-going" => args.keep_going = true,
+            "--digest" => args.digest = true,
             "--show" => args.show = true,
             "--help" | "-h" => return Err(HELP.to_owned()),
             other => return Err(format!("{other}: unknown\n{HELP}")),
@@ -116,8 +120,13 @@ fn main() -> ExitCode {
 /// Returns whether all was well.
 fn one(args: &Args, seed: u64, steps: &AtomicU64) -> bool {
     let scenario = Scenario::new(seed);
-    let verdict = judge(&scenario, args.trace.is_some());
+    let verdict = judge(&scenario, args.trace.is_some() || args.digest);
     steps.fetch_add(verdict.steps, Ordering::Relaxed);
+    if args.digest {
+        let digest =
+            verdict.trace.iter().fold(0, |crc, line| crc32c::crc32c_append(crc, line.as_bytes()));
+        println!("seed {seed}: {} steps, {digest:08x}", verdict.steps);
+    }
     if let Some(file) = &args.trace
         && let Err(error) = std::fs::write(file, verdict.trace.join("\n"))
     {

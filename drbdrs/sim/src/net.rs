@@ -6,10 +6,12 @@
 //!                                                      \-> held while the direction is blocked
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use drbd_core::ids::SendToken;
 use drbd_core::link::HangUp;
+
+use crate::disk::Tags;
 
 /// One packet on its way.
 #[derive(Clone, Debug)]
@@ -17,12 +19,12 @@ pub struct Message {
     /// Header and inline part.
     pub bytes: Vec<u8>,
     /// Data that follows it, one number per sector.
-    pub data: Vec<u64>,
+    pub data: Tags,
 }
 
 impl Message {
     /// Bytes on the wire.
-    pub const fn len(&self) -> u64 {
+    pub fn len(&self) -> u64 {
         (self.bytes.len() + self.data.len() * 512) as u64
     }
 
@@ -79,7 +81,8 @@ pub type ConnId = u32;
 /// All connections; side 0 belongs to node 0.
 #[derive(Clone, Debug, Default)]
 pub struct Net {
-    conns: BTreeMap<ConnId, [End; 2]>,
+    /// Few, in the order of their numbers.
+    conns: Vec<(ConnId, [End; 2])>,
     next: ConnId,
     /// Nothing that this node sends gets through.
     pub blocked: [bool; 2],
@@ -91,22 +94,28 @@ impl Net {
     /// A new connection.
     pub fn open(&mut self) -> ConnId {
         self.next += 1;
-        self.conns.insert(self.next, <[End; 2]>::default());
+        self.conns.push((self.next, <[End; 2]>::default()));
         self.next
     }
 
     /// One end.
     pub fn end(&mut self, conn: ConnId, side: usize) -> Option<&mut End> {
-        self.conns.get_mut(&conn)?.get_mut(side)
+        let (_, ends) = self.conns.iter_mut().find(|(number, _)| *number == conn)?;
+        ends.get_mut(side)
     }
 
     /// All connections.
     pub fn all(&self) -> Vec<ConnId> {
-        self.conns.keys().copied().collect()
+        self.conns.iter().map(|(conn, _)| *conn).collect()
+    }
+
+    /// One side of all connections.
+    pub fn side(&mut self, side: usize) -> impl Iterator<Item = (ConnId, &mut End)> {
+        self.conns.iter_mut().filter_map(move |(conn, ends)| Some((*conn, ends.get_mut(side)?)))
     }
 
     /// Forgets connections whose ends are both gone.
     pub fn forget_dead(&mut self) {
-        self.conns.retain(|_, ends| !ends.iter().all(|end| end.is_gone));
+        self.conns.retain(|(_, ends)| !ends.iter().all(|end| end.is_gone));
     }
 }

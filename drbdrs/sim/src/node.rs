@@ -19,7 +19,7 @@ use drbd_wire::{Algorithm, Context, Digest, Packet, Reader, Stream, Want, encode
 use drbdmeta::layout::Placement;
 
 use crate::chance::Chance;
-use crate::disk::{Part, SimDisk};
+use crate::disk::{Part, SimDisk, Tags};
 use crate::net::{ConnId, Message};
 
 /// What a node wants from the world.
@@ -45,7 +45,7 @@ pub enum Wish {
 }
 
 /// How a request of the application ended.
-pub type AppResult = Result<Option<Vec<u64>>, AppError>;
+pub type AppResult = Result<Option<Tags>, AppError>;
 
 /// One node.
 pub struct Node {
@@ -55,9 +55,10 @@ pub struct Node {
     pub disks: BTreeMap<u16, SimDisk>,
     /// Volumes whose disk is open.
     open: BTreeMap<u16, bool>,
-    bufs: BTreeMap<u32, Vec<u64>>,
+    bufs: BTreeMap<u32, Tags>,
     next_buf: u32,
-    sockets: BTreeMap<SocketId, ConnId>,
+    /// Few, in the order of their numbers.
+    sockets: Vec<(SocketId, ConnId)>,
     next_socket: u32,
     /// What is to be received on a socket before the connection is established.
     receiving: BTreeMap<SocketId, (Phase, Context)>,
@@ -99,7 +100,7 @@ impl Node {
             open: BTreeMap::new(),
             bufs: BTreeMap::new(),
             next_buf: 0,
-            sockets: BTreeMap::new(),
+            sockets: Vec::new(),
             next_socket: 0,
             receiving: BTreeMap::new(),
             streams: [None, None],
@@ -122,20 +123,22 @@ impl Node {
         }
     }
 
-    /// Feeds an event and obeys; returns what the world has to do.
-    pub fn feed(&mut self, now: Tick, event: Event) -> Vec<Wish> {
+    /// Feeds an event and obeys; what the world has to do is put into `wishes`.
+    pub fn feed(&mut self, now: Tick, event: Event, wishes: &mut Vec<Wish>) {
+        std::mem::swap(&mut self.wishes, wishes);
         self.engine.handle(now, event, &mut self.actions);
-        let actions = std::mem::take(&mut self.actions);
-        for action in actions {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
             self.obey(action);
         }
-        std::mem::take(&mut self.wishes)
+        self.actions = actions;
+        std::mem::swap(&mut self.wishes, wishes);
     }
 
     /// A buffer with this data.
-    pub fn buf(&mut self, data: Vec<u64>) -> BufId {
+    pub fn buf(&mut self, data: impl Into<Tags>) -> BufId {
         self.next_buf += 1;
-        self.bufs.insert(self.next_buf, data);
+        self.bufs.insert(self.next_buf, data.into());
         BufId(self.next_buf)
     }
 
@@ -162,7 +165,7 @@ impl Node {
                 let Some(data) = self.bufs.get(&buf.0) else { return };
                 let len = chance.below(data.len() as u64 + 1);
                 let part = data.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
-                disk.write(range.start.0, part.to_vec());
+                disk.write(range.start.0, part);
             }
             DiskOp::Discard { range } | DiskOp::WriteZeroes { range, .. } => {
                 let part = usize::try_from(chance.below(range.len.0 + 1)).unwrap_or(0);
@@ -178,7 +181,7 @@ impl Node {
         if let MetaOp::Write { at, block, .. } = op
             && chance.chance(1, 2)
         {
-            disk.write_block(at.0, block.clone(), false);
+            disk.write_block(at.0, **block, false);
         }
     }
 
@@ -186,12 +189,16 @@ impl Node {
     pub fn socket(&mut self, conn: ConnId) -> SocketId {
         self.next_socket += 1;
         let socket = SocketId(self.next_socket);
-        self.sockets.insert(socket, conn);
+        self.sockets.push((socket, conn));
         socket
     }
 
     fn socket_of(&self, conn: ConnId) -> Option<SocketId> {
-        self.sockets.iter().find(|(_, c)| **c == conn).map(|(s, _)| *s)
+        self.sockets.iter().find(|(_, c)| *c == conn).map(|(s, _)| *s)
+    }
+
+    fn conn_of(&self, socket: SocketId) -> Option<ConnId> {
+        self.sockets.iter().find(|(s, _)| *s == socket).map(|(_, c)| *c)
     }
 
     fn obey(&mut self, action: Action) {
@@ -251,9 +258,9 @@ impl Node {
             LinkAction::Send { socket, context, packet } => {
                 let mut bytes = Vec::new();
                 encode(&context, 0, &packet, 0, &mut bytes);
-                if let Some(conn) = self.sockets.get(&socket) {
-                    let message = Message { bytes, data: Vec::new() };
-                    self.wishes.push(Wish::Send(*conn, message, None));
+                if let Some(conn) = self.conn_of(socket) {
+                    let message = Message { bytes, data: Tags::default() };
+                    self.wishes.push(Wish::Send(conn, message, None));
                 }
             }
             LinkAction::Receive { socket, phase, context } => {
@@ -266,7 +273,8 @@ impl Node {
                         *stream = None;
                     }
                 }
-                if let Some(conn) = self.sockets.remove(&socket) {
+                if let Some(conn) = self.conn_of(socket) {
+                    self.sockets.retain(|(s, _)| *s != socket);
                     self.wishes.push(Wish::Close(conn));
                 }
             }
@@ -306,13 +314,15 @@ impl Node {
     ) {
         let place = usize::from(stream == Stream::Meta);
         let Some((socket, _)) = &self.streams[place] else { return };
-        let Some(conn) = self.sockets.get(socket).copied() else { return };
+        let Some(conn) = self.conn_of(*socket) else { return };
         let data = match payload {
-            None => Vec::new(),
+            None => Tags::default(),
             Some(SendData::Buf(buf)) => {
                 self.bufs.get(&buf.0).cloned().unwrap_or_else(|| panic!("{buf:?} is not lent"))
             }
-            Some(SendData::Zeroes(len)) => vec![0; usize::try_from(len.0 / 512).unwrap_or(0)],
+            Some(SendData::Zeroes(len)) => {
+                std::iter::repeat_n(0, usize::try_from(len.0 / 512).unwrap_or(0)).collect()
+            }
         };
         if let Some(algorithm) = self.attach {
             let digest = digest_of(algorithm, &data);
@@ -323,7 +333,7 @@ impl Node {
                 *place = digest;
             }
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(64);
         encode(&self.send_context, volume, &packet, data.len() * 512, &mut bytes);
         self.wishes.push(Wish::Send(conn, Message { bytes, data }, token));
     }
@@ -462,7 +472,8 @@ impl Node {
                 }
             }
             DiskOp::Discard { range } | DiskOp::WriteZeroes { range, .. } => {
-                disk.write(range.start.0, vec![0; len(range)]);
+                let zeroes: Tags = std::iter::repeat_n(0, len(range)).collect();
+                disk.write(range.start.0, zeroes);
             }
             DiskOp::Flush => disk.flush(Part::Data, mark),
         }
@@ -519,15 +530,11 @@ impl Node {
                 if *stable {
                     disk.flush(Part::Meta, mark);
                 }
-                disk.write_block(at.0, block.clone(), *stable);
+                disk.write_block(at.0, **block, *stable);
             }
             MetaOp::Fill { at, blocks, value } => {
                 for index in 0..*blocks {
-                    disk.write_block(
-                        at.0 + u64::from(index) * 4096,
-                        Box::new([*value; 4096]),
-                        false,
-                    );
+                    disk.write_block(at.0 + u64::from(index) * 4096, [*value; 4096], false);
                 }
             }
             MetaOp::Flush => disk.flush(Part::Meta, mark),

@@ -9,6 +9,7 @@ use drbd_core::ids::{AppId, CallId, IoId, Ticket};
 use drbd_core::link::{HangUp, LinkEvent};
 use drbd_types::{ByteLen, Dstate, Fields, Role, SectorRange, Tick, VolumeNr};
 
+use crate::agenda::Agenda;
 use crate::chance::Chance;
 use crate::disk::SimDisk;
 use crate::net::{ConnId, Item, Message, Net};
@@ -96,14 +97,25 @@ pub struct Clock {
 
 impl Clock {
     fn here(self, world: u64) -> Tick {
-        let drifted = i128::from(world) * (1_000_000 + i128::from(self.drift)) / 1_000_000;
-        Tick(self.offset + u64::try_from(drifted).unwrap_or(0))
+        Tick(self.offset + scaled(world, self.rate(), 1_000_000))
     }
 
     fn world(self, here: Tick) -> u64 {
-        let since = i128::from(here.0.saturating_sub(self.offset));
-        let world = since * 1_000_000 / (1_000_000 + i128::from(self.drift));
-        u64::try_from(world).unwrap_or(0) + 1
+        scaled(here.0.saturating_sub(self.offset), 1_000_000, self.rate()) + 1
+    }
+
+    const fn rate(self) -> u64 {
+        1_000_000_u64.saturating_add_signed(self.drift)
+    }
+}
+
+/// Divisions of 128 bits are slow, and only needed for times of a year and more.
+fn scaled(time: u64, by: u64, of: u64) -> u64 {
+    match time.checked_mul(by) {
+        Some(product) => product / of,
+        None => {
+            u64::try_from(u128::from(time) * u128::from(by) / u128::from(of)).unwrap_or(u64::MAX)
+        }
     }
 }
 
@@ -115,8 +127,8 @@ pub struct World {
     lives: [u32; 2],
     net: Net,
     now: Tick,
-    queue: BTreeMap<(u64, u64), (u32, Happening)>,
-    next: u64,
+    queue: Agenda<(u32, Happening)>,
+    wishes: Vec<Wish>,
     timers: [Option<Tick>; 2],
     /// Chance of the world.
     pub chance: Chance,
@@ -158,8 +170,8 @@ impl World {
             lives: [0; 2],
             net: Net::default(),
             now: Tick(0),
-            queue: BTreeMap::new(),
-            next: 0,
+            queue: Agenda::default(),
+            wishes: Vec::new(),
             timers: [None; 2],
             chance,
             next_id: 0,
@@ -204,8 +216,7 @@ impl World {
     }
 
     fn at(&mut self, delay: u64, life: u32, happening: Happening) {
-        self.next += 1;
-        self.queue.insert((self.now.0 + delay, self.next), (life, happening));
+        self.queue.put(self.now.0 + delay, (life, happening));
     }
 
     /// Feeds an event to a node, and queues what it wants.
@@ -216,14 +227,16 @@ impl World {
         self.tell(|| format!("{node} < {event:?}"));
         let lines = self.nodes[node].log.len();
         let now = self.clocks[node].here(self.now.0);
-        let wishes = self.nodes[node].feed(now, event);
+        let mut wishes = std::mem::take(&mut self.wishes);
+        self.nodes[node].feed(now, event, &mut wishes);
         for at in lines..self.nodes[node].log.len() {
             let text = self.nodes[node].log[at].text.clone();
             self.tell(|| format!("{node}   {text}"));
         }
-        for wish in wishes {
+        for wish in wishes.drain(..) {
             self.grant(node, wish);
         }
+        self.wishes = wishes;
         self.pump(node);
         self.arm(node);
     }
@@ -449,11 +462,10 @@ impl World {
         let Some(pipe) = self.net.end(conn, from).map(|end| &mut end.out) else { return };
         pipe.moved += len;
         let taken = pipe.moved + room;
-        let count = pipe.tokens.iter().take_while(|(end, _)| *end <= taken).count();
-        let tokens: Vec<_> = pipe.tokens.drain(..count).collect();
         let life = self.lives[from];
-        for (_, token) in tokens {
-            self.at(0, life, Happening::Event(from, Box::new(Event::Sent { token })));
+        while let Some((_, token)) = pipe.tokens.pop_front_if(|(end, _)| *end <= taken) {
+            let event = Box::new(Event::Sent { token });
+            self.queue.put(self.now.0, (life, Happening::Event(from, event)));
         }
     }
 
@@ -463,24 +475,21 @@ impl World {
             return;
         }
         let mut next = None;
-        for conn in self.net.all() {
-            let wants = self.nodes[node].wants(conn);
-            let Some(end) = self.net.end(conn, node) else { continue };
-            if end.is_gone {
-                continue;
-            }
-            match end.arrived.front() {
+        let receiver = &mut self.nodes[node];
+        for (conn, end) in self.net.side(node).filter(|(_, end)| !end.is_gone) {
+            next = match end.arrived.front() {
                 Some(Item::End(how)) => {
                     let how = *how;
                     end.arrived.clear();
-                    next = self.nodes[node].hung_up(conn, how);
+                    receiver.hung_up(conn, how)
                 }
-                Some(Item::Message(_)) if wants => {
-                    let Some(Item::Message(message)) = end.arrived.pop_front() else { continue };
-                    next = self.nodes[node].received(conn, &message);
+                Some(Item::Message(message)) if receiver.wants(conn) => {
+                    let event = receiver.received(conn, message);
+                    end.arrived.pop_front();
+                    event
                 }
-                Some(Item::Message(_)) | None => continue,
-            }
+                Some(Item::Message(_)) | None => None,
+            };
             if next.is_some() {
                 break;
             }
@@ -617,7 +626,7 @@ impl World {
 
     /// The next thing happens. Returns false if nothing will.
     pub fn step(&mut self) -> bool {
-        let Some(((at, _), (life, happening))) = self.queue.pop_first() else { return false };
+        let Some((at, (life, happening))) = self.queue.pop() else { return false };
         self.now = Tick(at.max(self.now.0));
         self.steps += 1;
         match happening {
@@ -661,7 +670,7 @@ impl World {
 
     /// When the next thing happens.
     pub fn next_at(&self) -> Option<u64> {
-        self.queue.first_key_value().map(|((at, _), _)| *at)
+        self.queue.next_at()
     }
 
     /// The time goes on, if nothing happens before.
@@ -749,7 +758,8 @@ impl World {
 
     /// Begins a read.
     pub fn read(&mut self, node: usize, volume: u16, start: u64, len: u64) -> u64 {
-        let buf = self.nodes[node].buf(vec![u64::MAX; usize::try_from(len).unwrap_or(0)]);
+        let empty = vec![u64::MAX; usize::try_from(len).unwrap_or(0)];
+        let buf = self.nodes[node].buf(empty);
         self.request(node, volume, AppOp::Read { range: range(start, len), buf })
     }
 
@@ -785,7 +795,7 @@ impl World {
         self.is_receiving[node] = false;
         let mut chance = self.chance.fork();
         // What was under way may or may not be done.
-        for (of, happening) in self.queue.values() {
+        for (of, happening) in self.queue.iter() {
             match happening {
                 Happening::Disk(at, _, volume, op, _) if *at == node && *of == life => {
                     self.nodes[node].do_torn(*volume, op, &mut chance);

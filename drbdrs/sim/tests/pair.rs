@@ -100,12 +100,12 @@ fn writes_are_on_both_disks_when_they_are_acknowledged() {
             let tags: Vec<u64> = (0..len).map(|i| n * 100 + i + 1).collect();
             let id = world.write(0, 0, start, tags.clone());
             assert_eq!(world.result(0, id), Some(Ok(None)), "write {n}");
-            assert_eq!(world.nodes[0].disks[&0].read(start, len), tags);
+            assert_eq!(*world.nodes[0].disks[&0].read(start, len), tags);
             if protocol == Protocol::C {
-                assert_eq!(world.nodes[1].disks[&0].read(start, len), tags);
+                assert_eq!(*world.nodes[1].disks[&0].read(start, len), tags);
             }
             let id = world.read(0, 0, start, len);
-            assert_eq!(world.result(0, id), Some(Ok(Some(tags))));
+            assert_eq!(world.result(0, id), Some(Ok(Some(tags.into()))));
         }
         world.run_for(5_000_000);
         let (a, b): (Vec<_>, Vec<_>) =
@@ -133,7 +133,7 @@ fn a_lost_link_leads_to_a_resync_of_what_changed() {
             && w.state(0, 0).pdsk == Dstate::UpToDate
     });
     assert!(ok, "{:?} {:?} {:#?}", world.state(0, 0), world.state(1, 0), world.nodes[0].log);
-    assert_eq!(world.nodes[1].disks[&0].read(800, 8), vec![9; 8]);
+    assert_eq!(world.nodes[1].disks[&0].read(800, 8)[..], [9; 8]);
 }
 
 /// What apply-al does when no extent is hot.
@@ -162,5 +162,5 @@ fn a_node_that_was_killed_resyncs_only_what_changed() {
     let lines: Vec<_> = world.nodes[1].log.iter().map(|l| l.text.as_str()).collect();
     let began = "Began resync as SyncTarget (will sync 4 KB [1 bits set]).";
     assert!(lines.contains(&began), "{lines:#?}");
-    assert_eq!(world.nodes[1].disks[&0].read(800, 8), vec![9; 8]);
+    assert_eq!(world.nodes[1].disks[&0].read(800, 8)[..], [9; 8]);
 }

@@ -20,8 +20,7 @@ impl Engine {
         self.procs.with(|core| {
             for (nr, volume) in &core.volumes {
                 if let Some(disk) = &volume.disk {
-                    let bits = disk.bitmap.bits();
-                    let counted = disk.bitmap.count_in(0..bits);
+                    let counted = disk.bitmap.recount();
                     if counted != disk.bitmap.count() {
                         let says = disk.bitmap.count();
                         found.push(format!("volume {nr}: {counted} bits set, {says} counted (15)"));

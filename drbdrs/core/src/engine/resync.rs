@@ -448,16 +448,15 @@ impl Core {
             return;
         }
         let left = left_to_sync(BitCount(disk.bitmap.count()), BitCount(volume.resync.failed));
-        let extent = range.start.0 >> 15;
-        let is_extent_clean = disk.bitmap.count_in(extent * 4096..(extent + 1) * 4096) == 0;
         let run = &mut volume.resync;
         if let Some(progress) = &mut run.progress
             && run.verify.is_none()
         {
             progress.on_cleared(now, left);
         }
-        let is_due = is_extent_clean && now.0 > run.last_page_write.0 + PAGES_INTERVAL;
-        if is_due {
+        let extent = range.start.0 >> 15;
+        let is_extent_clean = || disk.bitmap.count_in(extent * 4096..(extent + 1) * 4096) == 0;
+        if now.0 > run.last_page_write.0 + PAGES_INTERVAL && is_extent_clean() {
             run.last_page_write = now;
             self.queue_work(Work::WriteBitmap { nr });
         }

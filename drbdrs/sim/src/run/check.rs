@@ -210,7 +210,7 @@ impl Run {
                     return self.check_failure(node, volume, &result, &state);
                 };
                 let now = self.responsible(node, volume);
-                for (sector, tag) in (start..).zip(data) {
+                for (sector, tag) in (start..).zip(data.iter().copied()) {
                     let legal =
                         |nodes| self.oracle.is_legal(volume, sector, tag, nodes, since, false);
                     if let Err(text) = legal(nodes).or_else(|_| legal(now)) {
