@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -368,6 +369,14 @@ struct Shell {
     has_changed: bool,
 }
 
+/// Another one for each engine: one that comes back after a crash must not begin generations of data
+/// that were there before.
+fn new_seed() -> u64 {
+    static ENGINES: AtomicU64 = AtomicU64::new(0);
+    let engine = ENGINES.fetch_add(1, Ordering::Relaxed);
+    u64::from(std::process::id()) << 32 | engine
+}
+
 impl Shell {
     fn new(
         addresses: Addresses,
@@ -377,9 +386,7 @@ impl Shell {
     ) -> Self {
         Self {
             addresses,
-            engine: Engine::new(
-                u64::from(std::process::id()) << 32 | u64::from(addresses.own.port()),
-            ),
+            engine: Engine::new(new_seed()),
             images,
             input,
             log,

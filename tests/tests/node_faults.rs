@@ -23,7 +23,7 @@ type Body = fn(&Programs) -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 9] = [
+    let tests: [(&str, &[Need], Body); 12] = [
         ("a_full_disk_of_the_secondary", &[Need::Root], |p| disk_full(p, 1)),
         ("a_full_disk_of_the_primary", &[Need::Root], |p| disk_full(p, 0)),
         ("a_failing_disk_and_every_policy", &[], failing_disk),
@@ -31,6 +31,9 @@ fn main() {
         ("a_stopped_secondary", &[], |p| stopped(p, 1)),
         ("a_stopped_primary", &[], |p| stopped(p, 0)),
         ("half_dead_connections", &[], half_dead),
+        ("packets_of_one_type_are_held", &[], held_packets),
+        ("a_slow_link", &[], slow_link),
+        ("a_bad_area_of_a_disk", &[], bad_area),
         ("online_verify_finds_a_corruption", &[], corruption),
         ("a_device_grows_under_load", &[], grow),
     ];
@@ -289,6 +292,119 @@ fn stall(pair: &Pair, load: &mut Load, which: usize, stream: &str) -> Result<()>
     load.end_well(running)?;
     load.verify(alpha, Loss::Nothing)?;
     load.until_equal()
+}
+
+/// What the peer waits for does not come, and nothing is acknowledged too early; a held packet on the
+/// way to the end of a resync delays it only.
+fn held_packets(programs: &Programs) -> Result<()> {
+    let mut pair = Pair::new(programs, 1, 24 * MIB, FAST, "")?;
+    pair.in_sync(SETTINGS)?;
+    let mut load = Load::new(&pair, 1)?;
+    for (which, packet) in
+        [(0, "P_DATA"), (1, "P_DATA"), (1, "P_WRITE_ACK"), (0, "P_BARRIER_ACK"), (0, "P_BARRIER")]
+    {
+        let result = hold(&pair, &mut load, which, packet);
+        told(&pair, result).with_context(|| format!("{packet} at node {which}"))?;
+    }
+    for (packet, code) in [("P_DATEN", 10), ("P_AUTH_CHALLENGE", 10)] {
+        let did = pair.nodes[0].setup(&["fault-packet", "r0", &format!("--packet={packet}")])?;
+        ensure!(did.code == code && did.err.contains(packet), "{did:?}");
+    }
+    let result = hold_in_resync(&pair, &mut load);
+    told(&pair, result)
+}
+
+fn hold(pair: &Pair, load: &mut Load, which: usize, packet: &str) -> Result<()> {
+    let (alpha, node) = (&pair.nodes[0], &pair.nodes[which]);
+    let running = load.begin(alpha, 1)?;
+    work(200);
+    node.setup(&["fault-packet", "r0", &format!("--packet={packet}")])?.ok()?;
+    let status = node.setup(&["status", "r0"])?.ok()?;
+    ensure!(status.contains(&format!("{packet} of r0")), "{status}");
+    // Protocol C: what the clients wait for is stuck in that stream, or comes to stand behind it.
+    let mut before = running.count();
+    eventually(|| {
+        work(400);
+        let now = running.count();
+        let has_stopped = now == before;
+        before = now;
+        Ok(if has_stopped || packet == "P_BARRIER_ACK" { Ok(()) } else { Err(now.to_string()) })
+    })?;
+    ensure!(node.proc()?.contains("cs:Connected"), "{}", node.proc()?);
+    node.setup(&["fault-clear"])?.ok()?;
+    eventually(|| {
+        let now = running.count();
+        Ok(if now > before { Ok(()) } else { Err(format!("still {now} writes")) })
+    })?;
+    load.end_well(running)?;
+    load.verify(alpha, Loss::Nothing)?;
+    load.until_equal()
+}
+
+fn hold_in_resync(pair: &Pair, load: &mut Load) -> Result<()> {
+    let [alpha, beta] = &pair.nodes;
+    beta.adm(&["disconnect", "r0"])?.ok()?;
+    let running = load.begin(alpha, 2)?;
+    work(300);
+    load.end_well(running)?;
+    beta.setup(&["fault-packet", "r0", "--packet=P_RS_WRITE_ACK"])?.ok()?;
+    beta.adm(&["connect", "r0"])?.ok()?;
+    alpha.until("cs:SyncSource")?;
+    work(500);
+    alpha.until("cs:SyncSource ro:Primary/Secondary ds:UpToDate/Inconsistent")?;
+    beta.setup(&["fault-clear"])?.ok()?;
+    pair.until_in_sync()?;
+    load.verify(alpha, Loss::Nothing)?;
+    load.until_equal()
+}
+
+/// Each write takes as long as the way there and back, and the connection stays.
+fn slow_link(programs: &Programs) -> Result<()> {
+    let mut pair = Pair::new(programs, 1, 24 * MIB, FAST, "")?;
+    pair.in_sync(SETTINGS)?;
+    let [alpha, beta] = &pair.nodes;
+    alpha.setup(&["fault-stream", "r0", "--stream=data", "--effect=delay", "--delay=80"])?.ok()?;
+    beta.setup(&["fault-stream", "r0", "--stream=meta", "--effect=delay", "--delay=70"])?.ok()?;
+    let mut load = Load::new(&pair, 1)?;
+    let running = load.begin(alpha, 1)?;
+    work(1000);
+    load.end_well(running)?;
+    load.verify(alpha, Loss::Nothing)?;
+    load.until_equal()?;
+    let mut client = Client::open(&alpha.server())?;
+    let start = std::time::Instant::now();
+    client.write(0, &[1; 4096])?;
+    ensure!(start.elapsed() >= Duration::from_millis(150), "{:?}", start.elapsed());
+    let (start, log) = (std::time::Instant::now(), alpha.log()?);
+    ensure!(!log.contains("PingAck did not arrive"), "the connection was lost");
+    for node in &pair.nodes {
+        node.setup(&["fault-clear"])?.ok()?;
+    }
+    client.write(0, &[2; 4096])?;
+    ensure!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    Ok(())
+}
+
+/// Only what touches the area fails.
+fn bad_area(programs: &Programs) -> Result<()> {
+    let body = FAST.replace('}', "on-io-error pass_on; }");
+    let mut pair = Pair::new(programs, 1, 24 * MIB, &body, "")?;
+    pair.in_sync(SETTINGS)?;
+    let alpha = &pair.nodes[0];
+    let place = ["fault-disk", "@0", "--operation=write", "--effect=error", "--sectors=2048+8"];
+    alpha.setup(&place)?.ok()?;
+    let mut client = Client::open(&alpha.server())?;
+    client.write(MIB - 4096, &[1; 4096])?;
+    client.write(MIB + 4096, &[1; 4096])?;
+    ensure!(alpha.proc()?.contains("ds:UpToDate/UpToDate"), "{}", alpha.proc()?);
+    client.write(MIB - 4096, &[2; 8192])?;
+    until_degraded(alpha, "Inconsistent")?;
+    let mut bytes = vec![0; 8192];
+    client.read(MIB - 4096, &mut bytes)?;
+    ensure!(bytes == [2; 8192], "read {} and {}\n{}", bytes[0], bytes[4096], alpha.log_tail());
+    let wrong = ["fault-disk", "@0", "--operation=flush", "--effect=error", "--sectors=0+8"];
+    ensure!(alpha.setup(&wrong)?.code == 10, "a flush has no place");
+    Ok(())
 }
 
 fn corruption(programs: &Programs) -> Result<()> {

@@ -1,15 +1,17 @@
 //! Fault points: off unless an administrator sets one, and then in every status.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use drbd_admin::{DiskOperation, Effect as Asked, Fault, NetStream, Reply};
 use drbd_core::event::Stream;
 use drbd_types::{Failure, VolumeNr};
+use drbd_wire::Command;
 
 use super::registry::Node;
 use crate::plane::fault::{Area, Effect, Kind, Rule};
-use crate::plane::link::StreamFault;
+use crate::plane::link::StreamRule;
 use crate::plane::run;
 
 /// A fault that is on.
@@ -20,11 +22,10 @@ struct Active {
     words: String,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum What {
     Disk(Rule),
-    /// Stalled; a cut is over at once.
-    Stream(Stream),
+    Stream(StreamRule),
 }
 
 /// All that are on.
@@ -51,13 +52,15 @@ impl List {
         self.active.retain(|a| a.resource != resource);
     }
 
-    fn rules(&self, resource: &str) -> Vec<Rule> {
-        let of_resource = self.active.iter().filter(|a| a.resource == resource);
-        let rule = |a: &Active| match a.what {
-            What::Disk(rule) => Some(rule),
-            What::Stream(_) => None,
-        };
-        of_resource.filter_map(rule).collect()
+    fn rules(&self, resource: &str) -> (Vec<Rule>, Vec<StreamRule>) {
+        let (mut disks, mut streams) = (Vec::new(), Vec::new());
+        for active in self.active.iter().filter(|a| a.resource == resource) {
+            match &active.what {
+                What::Disk(rule) => disks.push(rule.clone()),
+                What::Stream(rule) => streams.push(*rule),
+            }
+        }
+        (disks, streams)
     }
 }
 
@@ -69,15 +72,12 @@ fn refuse(text: &str) -> Reply {
 pub(super) async fn set(node: &Rc<Node>, fault: Fault) -> Result<(), Reply> {
     match fault {
         Fault::Disk { minor, operation, sectors, permille, effect } => {
-            if sectors.is_some() {
-                return Err(refuse("a fault can not be limited to an area"));
-            }
-            set_disk(node, minor, operation, permille, effect).await
+            set_disk(node, minor, operation, sectors, permille, effect).await
         }
         Fault::Stream { resource, stream, effect } => {
             set_stream(node, resource, stream, effect).await
         }
-        Fault::HoldPacket { .. } => Err(refuse("single packets can not be held: stall the stream")),
+        Fault::HoldPacket { resource, packet } => hold_packet(node, resource, &packet).await,
     }
 }
 
@@ -85,6 +85,7 @@ async fn set_disk(
     node: &Rc<Node>,
     minor: u32,
     operation: DiskOperation,
+    sectors: Option<(u64, u64)>,
     permille: u16,
     effect: Asked,
 ) -> Result<(), Reply> {
@@ -94,12 +95,18 @@ async fn set_disk(
     let found = node.volume_of(minor).and_then(|(id, nr)| node.with(id, |r| (r.name.clone(), nr)));
     let (resource, volume) =
         found.ok_or_else(|| Reply::failed(Failure::MinorUnknown, "unknown minor"))?;
-    let rule = rule(volume, operation, permille, effect)
+    let mut rule = rule(volume, operation, permille, effect)
         .ok_or_else(|| refuse("disks can not be cut, only fail, be late or stall"))?;
+    if let Some(sectors) = sectors {
+        rule.bytes = Some(bytes_of(operation, sectors)?);
+        rule.area = Some(Area::Data);
+    }
+    let place = sectors.map(|(first, count)| format!(", sectors {first}+{count}"));
     let operation = serde_json::to_string(&operation).unwrap_or_default();
     let effect = serde_json::to_string(&effect).unwrap_or_default();
     let (operation, effect) = (operation.replace('"', ""), effect.replace(['"', '{', '}'], ""));
-    let words = format!("disk of minor {minor}: {operation}, {permille} of 1000: {effect}");
+    let place = place.unwrap_or_default();
+    let words = format!("disk of minor {minor}: {operation}{place}, {permille} of 1000: {effect}");
     node.faults.borrow_mut().add(&resource, What::Disk(rule), words);
     apply(node, &resource).await
 }
@@ -110,25 +117,73 @@ async fn set_stream(
     stream: NetStream,
     effect: Asked,
 ) -> Result<(), Reply> {
-    let unknown = || Reply::failed(Failure::ResourceUnknown, "unknown resource");
-    let id = node.id_of(&resource).ok_or_else(unknown)?;
+    let id = node.id_of(&resource).ok_or_else(unknown_resource)?;
     let (stream, word) = match stream {
         NetStream::Data => (Stream::Data, "data"),
         NetStream::Meta => (Stream::Meta, "meta"),
     };
     match effect {
-        Asked::Cut => node.tell(id, || run::Command::StreamFault(stream, StreamFault::Cut)).await,
+        // It is over at once.
+        Asked::Cut => node.tell(id, || run::Command::Cut(stream)).await,
         Asked::Stall => {
-            node.tell(id, || run::Command::StreamFault(stream, StreamFault::Stall)).await?;
             let words = format!("{word} stream of {resource}: stall");
-            node.faults.borrow_mut().add(&resource, What::Stream(stream), words);
-            node.changed(id);
-            Ok(())
+            add_stream(node, &resource, StreamRule::Stall(stream), words).await
         }
-        Asked::Error | Asked::DelayMs(_) => {
-            Err(refuse("streams can be cut or stalled; for delays use netem"))
+        Asked::DelayMs(ms) => {
+            let words = format!("{word} stream of {resource}: what is sent is {ms} ms late");
+            let rule = StreamRule::Delay(stream, Duration::from_millis(ms.into()));
+            add_stream(node, &resource, rule, words).await
+        }
+        Asked::Error => Err(refuse("streams can be cut, stall or be late, but not fail")),
+    }
+}
+
+async fn hold_packet(node: &Rc<Node>, resource: String, packet: &str) -> Result<(), Reply> {
+    node.id_of(&resource).ok_or_else(unknown_resource)?;
+    let command = Command::from_name(packet)
+        .ok_or_else(|| refuse(&format!("there is no packet {packet}; one is P_BARRIER_ACK")))?;
+    if HANDSHAKE.contains(&command) {
+        return Err(refuse(&format!("{packet} belongs to the handshake, which can not be held")));
+    }
+    let words = format!("{packet} of {resource}, and what follows on its stream: held");
+    add_stream(node, &resource, StreamRule::Hold(command), words).await
+}
+
+/// What is sent before there are streams.
+const HANDSHAKE: [Command; 5] = [
+    Command::InitialData,
+    Command::InitialMeta,
+    Command::ConnectionFeatures,
+    Command::AuthChallenge,
+    Command::AuthResponse,
+];
+
+async fn add_stream(
+    node: &Rc<Node>,
+    resource: &str,
+    rule: StreamRule,
+    words: String,
+) -> Result<(), Reply> {
+    node.faults.borrow_mut().add(resource, What::Stream(rule), words);
+    apply(node, resource).await
+}
+
+fn unknown_resource() -> Reply {
+    Reply::failed(Failure::ResourceUnknown, "unknown resource")
+}
+
+/// Only accesses to data have a place that an administrator knows.
+fn bytes_of(operation: DiskOperation, (first, count): (u64, u64)) -> Result<Range<u64>, Reply> {
+    use DiskOperation::{Any, Discard, Flush, MetaRead, MetaWrite, Read, Write};
+    match operation {
+        Any | Read | Write | Discard => {}
+        Flush | MetaRead | MetaWrite => {
+            return Err(refuse("sectors are for reads, writes and discards of data"));
         }
     }
+    let end = first.checked_add(count).and_then(|end| end.checked_mul(512));
+    let end = end.filter(|_| count > 0).ok_or_else(|| refuse("there are no such sectors"))?;
+    Ok(first * 512..end)
 }
 
 /// Switches one off, or all.
@@ -144,9 +199,6 @@ pub(super) async fn clear(node: &Rc<Node>, id: Option<u32>) -> Result<(), Reply>
         return Err(Reply::failed(Failure::InvalidRequest, &format!("there is no fault {id}")));
     }
     for fault in gone {
-        if let (What::Stream(stream), Some(id)) = (fault.what, node.id_of(&fault.resource)) {
-            node.tell(id, || run::Command::StreamFault(stream, StreamFault::Resume)).await?;
-        }
         apply(node, &fault.resource).await?;
     }
     Ok(())
@@ -154,8 +206,9 @@ pub(super) async fn clear(node: &Rc<Node>, id: Option<u32>) -> Result<(), Reply>
 
 async fn apply(node: &Rc<Node>, resource: &str) -> Result<(), Reply> {
     let Some(id) = node.id_of(resource) else { return Ok(()) };
-    let rules = node.faults.borrow().rules(resource);
-    node.tell(id, || run::Command::Faults(rules.clone())).await?;
+    let (disks, streams) = node.faults.borrow().rules(resource);
+    node.tell(id, || run::Command::Faults(disks.clone())).await?;
+    node.tell(id, || run::Command::StreamFaults(streams.clone())).await?;
     node.changed(id);
     Ok(())
 }
@@ -177,5 +230,5 @@ fn rule(volume: VolumeNr, operation: DiskOperation, permille: u16, effect: Asked
         Asked::Cut => return None,
     };
     let ppm = u32::from(permille) * 1000;
-    Some(Rule { volume: Some(volume), area, kind, ppm, times: None, effect })
+    Some(Rule { volume: Some(volume), area, kind, bytes: None, ppm, times: None, effect })
 }

@@ -1,6 +1,7 @@
 //! Fault points of disks: errors, delays and stalls for rehearsals and tests. Off unless a rule is
 //! set; a rule that is set is loud in the log.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use drbd_types::{Tick, VolumeNr};
@@ -29,6 +30,17 @@ pub enum Kind {
     Open,
 }
 
+/// An access to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Where.
+    pub area: Area,
+    /// What.
+    pub kind: Kind,
+    /// Which bytes of the device; none for an access that has no place.
+    pub bytes: Range<u64>,
+}
+
 /// What happens instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -41,7 +53,7 @@ pub enum Effect {
 }
 
 /// One rule. `None` fits all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Of which volume.
     pub volume: Option<VolumeNr>,
@@ -49,6 +61,8 @@ pub struct Rule {
     pub area: Option<Area>,
     /// What.
     pub kind: Option<Kind>,
+    /// Only where one of these bytes of the device is touched.
+    pub bytes: Option<Range<u64>>,
     /// How often, parts per million; 1 000 000: always.
     pub ppm: u32,
     /// After so many times it is over; `None`: never.
@@ -68,6 +82,18 @@ pub enum Verdict {
     Until(Tick),
     /// Ask again when the rules have changed.
     Stalled,
+}
+
+impl Rule {
+    fn fits(&self, volume: VolumeNr, access: &Access) -> bool {
+        let touches =
+            |bytes: &Range<u64>| bytes.start < access.bytes.end && access.bytes.start < bytes.end;
+        self.volume.is_none_or(|v| v == volume)
+            && self.area.is_none_or(|a| a == access.area)
+            && self.kind.is_none_or(|k| k == access.kind)
+            && self.bytes.as_ref().is_none_or(touches)
+            && self.times != Some(0)
+    }
 }
 
 /// The rules of a resource.
@@ -100,18 +126,15 @@ impl Faults {
     }
 
     /// The first rule that strikes decides.
-    pub fn check(&mut self, now: Tick, volume: VolumeNr, area: Area, kind: Kind) -> Verdict {
+    pub fn check(&mut self, now: Tick, volume: VolumeNr, access: &Access) -> Verdict {
         for at in 0..self.rules.len() {
-            let rule = self.rules[at];
-            let fits = rule.volume.is_none_or(|v| v == volume)
-                && rule.area.is_none_or(|a| a == area)
-                && rule.kind.is_none_or(|k| k == kind)
-                && rule.times != Some(0);
-            if fits && self.strikes(rule.ppm) {
+            let rule = &self.rules[at];
+            let (ppm, effect) = (rule.ppm, rule.effect);
+            if rule.fits(volume, access) && self.strikes(ppm) {
                 if let Some(times) = &mut self.rules[at].times {
                     *times -= 1;
                 }
-                return match rule.effect {
+                return match effect {
                     Effect::Fail(errno) => Verdict::Fail(errno),
                     Effect::Stall => Verdict::Stalled,
                     Effect::Delay(time) => {
@@ -141,6 +164,7 @@ mod tests {
         volume: None,
         area: Some(Area::Meta),
         kind: Some(Kind::Write),
+        bytes: None,
         ppm: 1_000_000,
         times: Some(2),
         effect: Effect::Fail(5),
@@ -150,7 +174,8 @@ mod tests {
     fn a_rule_strikes_where_it_fits_and_as_often_as_it_says() {
         let mut faults = Faults::new(1);
         faults.set(vec![ALWAYS]);
-        let mut ask = |area, kind| faults.check(Tick(0), VolumeNr(0), area, kind);
+        let mut ask =
+            |area, kind| faults.check(Tick(0), VolumeNr(0), &Access { area, kind, bytes: 0..4096 });
         assert_eq!(ask(Area::Data, Kind::Write), Verdict::Pass);
         assert_eq!(ask(Area::Meta, Kind::Read), Verdict::Pass);
         assert_eq!(ask(Area::Meta, Kind::Write), Verdict::Fail(5));
@@ -158,14 +183,33 @@ mod tests {
         assert_eq!(ask(Area::Meta, Kind::Write), Verdict::Pass);
     }
 
+    fn write(bytes: Range<u64>) -> Access {
+        Access { area: Area::Meta, kind: Kind::Write, bytes }
+    }
+
+    #[test]
+    fn a_rule_with_a_place_strikes_only_there() {
+        let mut faults = Faults::new(1);
+        faults.set(vec![Rule { bytes: Some(4096..8192), times: None, ..ALWAYS }]);
+        for (bytes, strikes) in [
+            (0..4096, false),
+            (0..4097, true),
+            (8191..9000, true),
+            (8192..9000, false),
+            (0..0, false),
+        ] {
+            let expected = if strikes { Verdict::Fail(5) } else { Verdict::Pass };
+            let verdict = faults.check(Tick(0), VolumeNr(0), &write(bytes.clone()));
+            assert_eq!(verdict, expected, "{bytes:?}");
+        }
+    }
+
     #[test]
     fn a_probability_is_about_what_it_says() {
         let mut faults = Faults::new(7);
         faults.set(vec![Rule { ppm: 250_000, times: None, effect: Effect::Stall, ..ALWAYS }]);
         let struck = (0..10_000)
-            .filter(|_| {
-                faults.check(Tick(0), VolumeNr(1), Area::Meta, Kind::Write) == Verdict::Stalled
-            })
+            .filter(|_| faults.check(Tick(0), VolumeNr(1), &write(0..4096)) == Verdict::Stalled)
             .count();
         assert!((2300..2700).contains(&struck), "{struck}");
     }

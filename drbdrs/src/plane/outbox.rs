@@ -7,6 +7,7 @@ use std::ops::Range;
 use drbd_core::action::SendData;
 use drbd_core::event::Event;
 use drbd_core::ids::{BufId, SendToken};
+use drbd_types::Tick;
 
 use super::buf::{Reading, Zone};
 use super::io::{Fd, Op, OpKey, SEND_PARTS, Tag};
@@ -22,6 +23,16 @@ struct Item {
     head: usize,
     data: Data,
     token: Option<SendToken>,
+    gate: Option<Gate>,
+}
+
+/// What a fault point lets a message wait for, and all that come after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// This time.
+    Until(Tick),
+    /// That packets of this type may pass.
+    Held(u16),
 }
 
 /// What follows a head. A buffer is kept by a reference of our own.
@@ -106,17 +117,50 @@ impl Outbox {
         };
         self.heads.extend(head);
         self.waiting += head.len() + len_of(env, data);
-        self.items.push_back(Item { head: head.len(), data, token });
+        self.items.push_back(Item { head: head.len(), data, token, gate: None });
+    }
+
+    /// The last message has to wait.
+    pub(crate) fn close_gate(&mut self, gate: Gate) {
+        if let Some(item) = self.items.back_mut() {
+            item.gate = Some(gate);
+        }
+    }
+
+    /// Lets all messages go that need not wait any longer.
+    pub(crate) fn open_gates(&mut self, keeps: impl Fn(Gate) -> bool) {
+        for item in &mut self.items {
+            item.gate = item.gate.filter(|gate| keeps(*gate));
+        }
+    }
+
+    /// When the first message may go, if that is a matter of time.
+    pub(crate) fn due(&self) -> Option<Tick> {
+        match self.items.front()?.gate? {
+            Gate::Until(tick) => Some(tick),
+            Gate::Held(_) => None,
+        }
     }
 
     /// Hands as much as possible to the kernel, unless it is busy or there is no memory.
     pub(crate) fn flush(&mut self, env: &mut Env<'_>, socket: &Fd, tag: Tag) -> Option<OpKey> {
-        if self.is_sending || self.items.is_empty() {
+        if self.is_sending || !self.may_go(env.now) {
             return None;
         }
         let from = self.plan(env)?;
         self.is_sending = true;
         Some(env.io.submit(tag, Op::Send { socket: Fd::clone(socket), from }))
+    }
+
+    /// Whether there is a first message, and nothing keeps it.
+    fn may_go(&mut self, now: Tick) -> bool {
+        self.items.front_mut().is_some_and(|item| {
+            item.gate = item.gate.filter(|gate| match gate {
+                Gate::Until(due) => *due > now,
+                Gate::Held(_) => true,
+            });
+            item.gate.is_none()
+        })
     }
 
     /// What the next send consists of: heads are copied side by side, data is lent.
@@ -127,7 +171,7 @@ impl Outbox {
         copy_front(&self.heads, env.pool.bytes_mut(chunk));
         let mut parts = std::mem::take(&mut self.parts);
         let (mut heads, mut skip) = (0..0, self.sent);
-        for item in &self.items {
+        for item in self.items.iter().take_while(|item| item.gate.is_none()) {
             let from_head = skip.min(item.head);
             skip -= from_head;
             // Sent bytes of the first head are no longer in `heads`.

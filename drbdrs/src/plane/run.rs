@@ -29,7 +29,7 @@ use super::disk::{Disk, DiskPaths, OpenError};
 use super::fault::{Faults, Rule};
 use super::helpers::ring_bell;
 use super::io::{Backend, Choice, Done, Fd, Op, Part, Tag, backend};
-use super::link::{Addresses, Link, StreamFault};
+use super::link::{Addresses, Link, StreamRule};
 use super::status::Statuses;
 use super::{Env, ZEROES_LEN};
 use crate::front::nbd::server::{CLIENT_BYTES_MAX, Extent, Nbd, Session};
@@ -97,8 +97,10 @@ pub enum Command<M> {
     Addresses(Addresses),
     /// Fault points of disks.
     Faults(Vec<Rule>),
-    /// A fault point of one of the streams.
-    StreamFault(Stream, StreamFault),
+    /// Fault points of the streams.
+    StreamFaults(Vec<StreamRule>),
+    /// A stream breaks.
+    Cut(Stream),
     /// A client of the NBD server.
     Client(Session),
     /// A ublk device to be served.
@@ -494,7 +496,8 @@ impl<M: Machine> Plane<M> {
                         disks.values_mut().for_each(|disk| disk.faults_changed(&mut env));
                     });
                 }
-                Command::StreamFault(stream, fault) => self.parts.link.fault(stream, fault),
+                Command::StreamFaults(rules) => self.parts.link.set_faults(rules),
+                Command::Cut(stream) => self.parts.link.cut(stream),
                 Command::Client(session) => {
                     with!(self.parts, |env, nbd| nbd.attach(&mut env, session));
                 }

@@ -3,12 +3,12 @@
 use core::fmt;
 
 macro_rules! commands {
-    ($( $variant:ident = $number:literal, $name:literal; )*) => {
+    ($( $variant:ident = $number:literal, $name:literal, $log_name:literal; )*) => {
         /// Number of a packet.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u16)]
         pub enum Command {
-            $( #[doc = concat!("Logged as `", $name, "`.")] $variant = $number, )*
+            $( #[doc = concat!("`", $name, "`, logged as `", $log_name, "`.")] $variant = $number, )*
         }
 
         impl Command {
@@ -25,67 +25,77 @@ macro_rules! commands {
                 match number { $( $number => Some(Self::$variant), )* _ => None }
             }
 
+            /// The name in the protocol.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )* }
+            }
+
+            /// The command with this name in the protocol.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $( $name => Some(Self::$variant), )* _ => None }
+            }
+
             /// The name in the log.
             pub const fn log_name(self) -> &'static str {
-                match self { $( Self::$variant => $name, )* }
+                match self { $( Self::$variant => $log_name, )* }
             }
         }
     };
 }
 
 commands! {
-    Data = 0x00, "Data";
-    DataReply = 0x01, "DataReply";
-    RsDataReply = 0x02, "RSDataReply";
-    Barrier = 0x03, "Barrier";
-    Bitmap = 0x04, "ReportBitMap";
-    BecomeSyncTarget = 0x05, "BecomeSyncTarget";
-    BecomeSyncSource = 0x06, "BecomeSyncSource";
-    UnplugRemote = 0x07, "UnplugRemote";
-    DataRequest = 0x08, "DataRequest";
-    RsDataRequest = 0x09, "RSDataRequest";
-    SyncParam = 0x0a, "SyncParam";
-    Protocol = 0x0b, "ReportProtocol";
-    Uuids = 0x0c, "ReportUUIDs";
-    Sizes = 0x0d, "ReportSizes";
-    State = 0x0e, "ReportState";
-    SyncUuid = 0x0f, "ReportSyncUUID";
-    AuthChallenge = 0x10, "AuthChallenge";
-    AuthResponse = 0x11, "AuthResponse";
-    StateChgReq = 0x12, "StateChgRequest";
-    Ping = 0x13, "Ping";
-    PingAck = 0x14, "PingAck";
-    RecvAck = 0x15, "RecvAck";
-    WriteAck = 0x16, "WriteAck";
-    RsWriteAck = 0x17, "RSWriteAck";
-    Superseded = 0x18, "Superseded";
-    NegAck = 0x19, "NegAck";
-    NegDataReply = 0x1a, "NegDReply";
-    NegRsDataReply = 0x1b, "NegRSDReply";
-    BarrierAck = 0x1c, "BarrierAck";
-    StateChgReply = 0x1d, "StateChgReply";
-    OvRequest = 0x1e, "OVRequest";
-    OvReply = 0x1f, "OVReply";
-    OvResult = 0x20, "OVResult";
-    CsumRsRequest = 0x21, "CsumRSRequest";
-    RsIsInSync = 0x22, "CsumRSIsInSync";
-    SyncParam89 = 0x23, "SyncParam89";
-    CompressedBitmap = 0x24, "CBitmap";
-    DelayProbe = 0x27, "DelayProbe";
-    OutOfSync = 0x28, "OutOfSync";
-    RsCancel = 0x29, "RSCancel";
-    ConnStChgReq = 0x2a, "conn_st_chg_req";
-    ConnStChgReply = 0x2b, "conn_st_chg_reply";
-    RetryWrite = 0x2c, "retry_write";
-    ProtocolUpdate = 0x2d, "protocol_update";
-    Trim = 0x31, "Trim";
-    RsThinReq = 0x32, "rs_thin_req";
-    RsDeallocated = 0x33, "rs_deallocated";
-    WriteSame = 0x34, "WriteSame";
-    Zeroes = 0x36, "Zeroes";
-    InitialMeta = 0xfff1, "InitialMeta";
-    InitialData = 0xfff2, "InitialData";
-    ConnectionFeatures = 0xfffe, "ConnectionFeatures";
+    Data = 0x00, "P_DATA", "Data";
+    DataReply = 0x01, "P_DATA_REPLY", "DataReply";
+    RsDataReply = 0x02, "P_RS_DATA_REPLY", "RSDataReply";
+    Barrier = 0x03, "P_BARRIER", "Barrier";
+    Bitmap = 0x04, "P_BITMAP", "ReportBitMap";
+    BecomeSyncTarget = 0x05, "P_BECOME_SYNC_TARGET", "BecomeSyncTarget";
+    BecomeSyncSource = 0x06, "P_BECOME_SYNC_SOURCE", "BecomeSyncSource";
+    UnplugRemote = 0x07, "P_UNPLUG_REMOTE", "UnplugRemote";
+    DataRequest = 0x08, "P_DATA_REQUEST", "DataRequest";
+    RsDataRequest = 0x09, "P_RS_DATA_REQUEST", "RSDataRequest";
+    SyncParam = 0x0a, "P_SYNC_PARAM", "SyncParam";
+    Protocol = 0x0b, "P_PROTOCOL", "ReportProtocol";
+    Uuids = 0x0c, "P_UUIDS", "ReportUUIDs";
+    Sizes = 0x0d, "P_SIZES", "ReportSizes";
+    State = 0x0e, "P_STATE", "ReportState";
+    SyncUuid = 0x0f, "P_SYNC_UUID", "ReportSyncUUID";
+    AuthChallenge = 0x10, "P_AUTH_CHALLENGE", "AuthChallenge";
+    AuthResponse = 0x11, "P_AUTH_RESPONSE", "AuthResponse";
+    StateChgReq = 0x12, "P_STATE_CHG_REQ", "StateChgRequest";
+    Ping = 0x13, "P_PING", "Ping";
+    PingAck = 0x14, "P_PING_ACK", "PingAck";
+    RecvAck = 0x15, "P_RECV_ACK", "RecvAck";
+    WriteAck = 0x16, "P_WRITE_ACK", "WriteAck";
+    RsWriteAck = 0x17, "P_RS_WRITE_ACK", "RSWriteAck";
+    Superseded = 0x18, "P_SUPERSEDED", "Superseded";
+    NegAck = 0x19, "P_NEG_ACK", "NegAck";
+    NegDataReply = 0x1a, "P_NEG_DREPLY", "NegDReply";
+    NegRsDataReply = 0x1b, "P_NEG_RS_DREPLY", "NegRSDReply";
+    BarrierAck = 0x1c, "P_BARRIER_ACK", "BarrierAck";
+    StateChgReply = 0x1d, "P_STATE_CHG_REPLY", "StateChgReply";
+    OvRequest = 0x1e, "P_OV_REQUEST", "OVRequest";
+    OvReply = 0x1f, "P_OV_REPLY", "OVReply";
+    OvResult = 0x20, "P_OV_RESULT", "OVResult";
+    CsumRsRequest = 0x21, "P_CSUM_RS_REQUEST", "CsumRSRequest";
+    RsIsInSync = 0x22, "P_RS_IS_IN_SYNC", "CsumRSIsInSync";
+    SyncParam89 = 0x23, "P_SYNC_PARAM89", "SyncParam89";
+    CompressedBitmap = 0x24, "P_COMPRESSED_BITMAP", "CBitmap";
+    DelayProbe = 0x27, "P_DELAY_PROBE", "DelayProbe";
+    OutOfSync = 0x28, "P_OUT_OF_SYNC", "OutOfSync";
+    RsCancel = 0x29, "P_RS_CANCEL", "RSCancel";
+    ConnStChgReq = 0x2a, "P_CONN_ST_CHG_REQ", "conn_st_chg_req";
+    ConnStChgReply = 0x2b, "P_CONN_ST_CHG_REPLY", "conn_st_chg_reply";
+    RetryWrite = 0x2c, "P_RETRY_WRITE", "retry_write";
+    ProtocolUpdate = 0x2d, "P_PROTOCOL_UPDATE", "protocol_update";
+    Trim = 0x31, "P_TRIM", "Trim";
+    RsThinReq = 0x32, "P_RS_THIN_REQ", "rs_thin_req";
+    RsDeallocated = 0x33, "P_RS_DEALLOCATED", "rs_deallocated";
+    WriteSame = 0x34, "P_WSAME", "WriteSame";
+    Zeroes = 0x36, "P_ZEROES", "Zeroes";
+    InitialMeta = 0xfff1, "P_INITIAL_META", "InitialMeta";
+    InitialData = 0xfff2, "P_INITIAL_DATA", "InitialData";
+    ConnectionFeatures = 0xfffe, "P_CONNECTION_FEATURES", "ConnectionFeatures";
 }
 
 /// A number that came from outside, with its name if it has one.
@@ -140,6 +150,7 @@ mod tests {
     fn numbers_and_names() {
         for command in Command::ALL {
             assert_eq!(Command::from_number(command.number()), Some(*command));
+            assert_eq!(Command::from_name(command.name()), Some(*command));
         }
         assert_eq!(Command::from_number(0x25), None);
         let name = CommandName::from(Command::AuthChallenge);

@@ -391,21 +391,20 @@ impl Core {
             self.happened(key, Happened::LocalOk);
             return;
         }
+        // The peer has to be asked for it from now on, and a later resync repairs the area.
+        if let Some(volume) = self.volume_mut(nr) {
+            volume.set_out_of_sync(range);
+        }
         let what = match request.kind {
             Kind::Read(_) => Some("READ"),
-            Kind::Write(..) => Some("WRITE"),
-            // An error of these has no effect on the disk. Spec §3.7.
-            Kind::Discard | Kind::WriteZeroes { .. } => None,
+            // Zeroes that are not there are as wrong as any other lost data.
+            Kind::Write(..) | Kind::WriteZeroes { .. } => Some("WRITE"),
+            // Whoever discards has no use for the data: the disk stays. Spec §3.7.
+            Kind::Discard => None,
         };
         if let Some(what) = what {
             let text = format!("local {what} IO error sector {}+{}", range.start.0, range.len.0);
             self.log(Severity::Warn, Some(nr), text);
-            if what == "READ" {
-                // A later resync repairs the area.
-                if let Some(volume) = self.volume_mut(nr) {
-                    volume.set_out_of_sync(range);
-                }
-            }
             self.on_data_error(nr, what == "READ");
         }
         self.happened(key, Happened::LocalError);

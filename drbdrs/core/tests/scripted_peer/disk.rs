@@ -8,6 +8,7 @@ use drbd_core::event::{AppOp, IoFailure};
 use drbd_core::ids::BufId;
 use drbd_sim::script::{Held, ScriptDisk};
 use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, Role, VolumeNr};
+use drbd_wire::packet::{AckKind, RequestKind};
 use drbd_wire::{Packet, Stream};
 
 /// Pages of the bitmap that are entirely zero are not delivered by the shell: they must not stay as
@@ -101,6 +102,42 @@ fn to_be_outdated_makes_no_disk_better() {
     assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
     script.command(Command::Outdate(V0));
     assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
+}
+
+/// The peer has it, this disk does not: until the epoch of the write is acknowledged, and after it,
+/// the peer has to be asked.
+#[test]
+fn what_the_own_disk_refused_is_read_from_the_peer_at_once() {
+    for is_zeroes in [false, true] {
+        let mut script = without_disk(disk(&[]));
+        script.attach(0, DiskConfig { on_io_error: OnIoError::PassOn, ..Default::default() });
+        let mut script = promote(connect(script, &NetConfig::default()));
+        script.holds = true;
+        let id = if is_zeroes {
+            let op = AppOp::WriteZeroes { range: range(8, 8), may_unmap: false };
+            script.app(V0, |_| op)
+        } else {
+            write(&mut script, 8)
+        };
+        while matches!(script.held[..], [Held::Meta(..)]) {
+            script.answer(0, None);
+        }
+        let packet = sent(&mut script).remove(0);
+        script.answer(0, Some(IoFailure::Device(5)));
+        script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(&packet)), 0);
+        assert_eq!(script.completed[&id.0], Ok(()), "one copy is there");
+        assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
+        sent(&mut script);
+        read(&mut script, 8);
+        let asked = sent(&mut script);
+        assert!(
+            matches!(asked[..], [Packet::Request(RequestKind::Data, _)]),
+            "{is_zeroes}: {asked:?} {:?}",
+            script.held
+        );
+        read(&mut script, 64);
+        assert!(sent(&mut script).is_empty(), "what is good here is read here");
+    }
 }
 
 /// What the peer says of itself when it has just connected is older than the news that both disks

@@ -4,7 +4,7 @@ use drbd_core::action::DigestUse;
 use drbd_core::ids::{BufId, IoId};
 use drbd_types::SectorRange;
 
-use super::super::fault::{Area, Kind};
+use super::super::fault::{Access, Area, Kind};
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,18 +132,19 @@ pub(super) struct Job {
 
 impl Step {
     /// As a fault point sees it; `None`: it does not touch the device.
-    pub(super) const fn kind(&self) -> Option<Kind> {
-        match self {
-            Self::Flush => Some(Kind::Flush),
-            Self::Read { .. } => Some(Kind::Read),
-            Self::Write { .. } => Some(Kind::Write),
-            Self::Punch { .. } | Self::Zero { .. } => Some(Kind::Discard),
+    pub(super) fn access(&self, area: Area) -> Option<Access> {
+        let (kind, at, len) = match *self {
+            Self::Flush => (Kind::Flush, 0, 0),
+            Self::Read { at, part } => (Kind::Read, at, part.len.into()),
+            Self::Write { at, part, .. } => (Kind::Write, at, part.len.into()),
+            Self::Punch { at, len } | Self::Zero { at, len } => (Kind::Discard, at, len),
             Self::ZeroData { .. }
             | Self::Own { .. }
             | Self::Copy { .. }
             | Self::Clear { .. }
-            | Self::Repeat { .. } => None,
-        }
+            | Self::Repeat { .. } => return None,
+        };
+        Some(Access { area, kind, bytes: at..at.saturating_add(len) })
     }
 }
 

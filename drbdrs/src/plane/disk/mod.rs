@@ -26,7 +26,7 @@ use drbd_types::{Failure, Tick, VolumeNr};
 use self::job::{Job, Part, Step, Which};
 use self::plan::Abilities;
 use super::Env;
-use super::fault::{Area, Kind, Verdict};
+use super::fault::{Access, Area, Kind, Verdict};
 use super::io::{self, Fd, Op, Tag};
 
 pub use self::open::{Device, DiskPaths, OpenDisk, OpenError};
@@ -251,7 +251,11 @@ impl Disk {
     }
 
     fn start_open(&mut self, env: &mut Env<'_>, io: IoId) {
-        let fault = env.faults.check(env.now, self.volume, Area::Data, Kind::Open);
+        let fault = env.faults.check(
+            env.now,
+            self.volume,
+            &Access { area: Area::Data, kind: Kind::Open, bytes: 0..0 },
+        );
         let refused = match (&self.paths, fault) {
             (_, Verdict::Fail(errno)) => Some(IoFailure::Device(errno)),
             (None, _) => Some(IoFailure::Open(Failure::OpenBackingDevice)),
@@ -270,7 +274,11 @@ impl Disk {
     }
 
     fn start_scan(&mut self, env: &mut Env<'_>, io: IoId, at: u64, blocks: u32) {
-        let fault = env.faults.check(env.now, self.volume, Area::Meta, Kind::Read);
+        let fault = env.faults.check(
+            env.now,
+            self.volume,
+            &Access { area: Area::Meta, kind: Kind::Read, bytes: 0..0 },
+        );
         if let Verdict::Fail(errno) = fault {
             let result = Err(IoFailure::Device(errno));
             return env.events.push(Event::Meta { io, result });

@@ -31,8 +31,8 @@ impl Disk {
             let volume = self.volume;
             let Some(job) = self.job(key) else { return };
             let Some(step) = job.steps.pop() else { return self.finish(env, key, Ok(())) };
-            let verdict = match step.kind() {
-                Some(kind) => env.faults.check(env.now, volume, job.area, kind),
+            let verdict = match step.access(job.area) {
+                Some(access) => env.faults.check(env.now, volume, &access),
                 None => Verdict::Pass,
             };
             let until = match verdict {

@@ -359,7 +359,15 @@ fn what_cannot_be_opened_says_why() {
 }
 
 fn rule(area: Area, kind: Kind, effect: Effect) -> Rule {
-    Rule { volume: None, area: Some(area), kind: Some(kind), ppm: 1_000_000, times: None, effect }
+    Rule {
+        volume: None,
+        area: Some(area),
+        kind: Some(kind),
+        bytes: None,
+        ppm: 1_000_000,
+        times: None,
+        effect,
+    }
 }
 
 #[test]

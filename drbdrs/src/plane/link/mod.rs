@@ -10,6 +10,7 @@
 //! Nothing here waits: every operation is with the kernel, and [`Link::poll`] gives out one packet
 //! at a time, so that what the engine says about one holds for the next.
 
+mod faults;
 mod rx;
 #[cfg(test)]
 mod tests;
@@ -24,10 +25,12 @@ use drbd_core::ids::{SendToken, SocketId};
 use drbd_core::link::{CHALLENGE_LEN, HangUp, LinkAction, LinkEvent};
 use drbd_types::{ByteLen, Tick};
 use drbd_wire::frame::Phase;
-use drbd_wire::{Algorithm, Context, Packet, Stream};
+use drbd_wire::{Algorithm, Command, Context, Packet, Stream};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, sockopt};
 
+use self::faults::StreamFaults;
+pub use self::faults::StreamRule;
 use self::rx::{Polled, Rx};
 use super::Env;
 use super::buf::Zone;
@@ -70,6 +73,18 @@ struct Socket {
     /// Its end was reported.
     is_dead: bool,
     report: Report,
+    /// A received packet that a fault point holds.
+    held: Option<(Command, Event)>,
+}
+
+impl Socket {
+    fn may_send(&self, faults: &StreamFaults) -> bool {
+        let is_stalled = match self.mode {
+            Mode::Stream(stream) => faults.is_stalled(stream),
+            Mode::Idle | Mode::Ready | Mode::One => false,
+        };
+        self.sending.is_none() && !self.is_dead && !is_stalled
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,17 +130,6 @@ enum Purpose {
     Connect,
 }
 
-/// Fault points of an established stream; loud in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamFault {
-    /// The connection breaks, now.
-    Cut,
-    /// Nothing more is sent or received, as if the network swallowed it.
-    Stall,
-    /// The end of [`Self::Stall`].
-    Resume,
-}
-
 /// The sockets of a resource.
 #[derive(Default)]
 pub struct Link {
@@ -138,8 +142,7 @@ pub struct Link {
     /// Data and meta stream.
     streams: Option<[SocketId; 2]>,
     is_receiving: bool,
-    /// Fault points: data and meta stream.
-    is_stalled: [bool; 2],
+    faults: StreamFaults,
     /// For reuse.
     encoded: Vec<u8>,
 }
@@ -164,7 +167,8 @@ impl Link {
     pub fn next_deadline(&self) -> Option<Tick> {
         let reports = self.sockets.values().filter_map(|socket| socket.report.due);
         let accept = self.listener.as_ref().and_then(|listener| listener.retry);
-        reports.chain(accept).min()
+        let gates = self.sockets.values().filter(|socket| socket.may_send(&self.faults));
+        reports.chain(accept).chain(gates.filter_map(|socket| socket.tx.due())).min()
     }
 
     /// Does what the engine's link wants.
@@ -223,8 +227,12 @@ impl Link {
         let Some(id) = self.stream(stream) else { return };
         if let Some(socket) = self.sockets.get_mut(&id.0).filter(|socket| !socket.is_dead) {
             let context = socket.context;
+            let gate = self.faults.gate(env.now, stream, packet.command(context.version));
             let packet = (volume, &mut packet);
             push(env, socket, &mut self.encoded, &context, packet, data, token);
+            if let Some(gate) = gate {
+                socket.tx.close_gate(gate);
+            }
         }
     }
 
@@ -249,20 +257,23 @@ impl Link {
         }
     }
 
-    /// A fault point. A stall also holds for later connections.
-    pub fn fault(&mut self, stream: Stream, fault: StreamFault) {
-        tracing::warn!("fault point: {stream:?} stream: {fault:?}");
-        match fault {
-            StreamFault::Stall | StreamFault::Resume => {
-                self.is_stalled[stream as usize] = fault == StreamFault::Stall;
+    /// Replaces the fault points of this and of later connections.
+    pub fn set_faults(&mut self, rules: Vec<StreamRule>) {
+        self.faults.set(rules);
+        for socket in self.sockets.values_mut() {
+            if let Mode::Stream(stream) = socket.mode {
+                socket.tx.open_gates(|gate| self.faults.keeps(stream, gate));
             }
-            StreamFault::Cut => {
-                let id = self.stream(stream);
-                if let Some(socket) = id.and_then(|id| self.sockets.get(&id.0)) {
-                    // Whatever is with the kernel ends by it.
-                    let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
-                }
-            }
+        }
+    }
+
+    /// A fault point: the connection breaks, now.
+    pub fn cut(&mut self, stream: Stream) {
+        tracing::warn!("fault point: the {stream:?} stream is cut");
+        let id = self.stream(stream);
+        if let Some(socket) = id.and_then(|id| self.sockets.get(&id.0)) {
+            // Whatever is with the kernel ends by it.
+            let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         }
     }
 
@@ -270,13 +281,16 @@ impl Link {
     /// The meta stream comes first: acknowledgements free what data waits for.
     pub fn poll(&mut self, env: &mut Env<'_>) -> Option<Event> {
         if let Some([data, meta]) = self.streams {
-            let [data_stalled, meta_stalled] = self.is_stalled;
-            let is_receiving = self.is_receiving;
-            let poll = |link: &mut Self, env: &mut Env<'_>, id: SocketId, is_stalled, wanted| {
-                if is_stalled { None } else { link.poll_socket(env, id.0, wanted) }
+            let poll = |link: &mut Self, env: &mut Env<'_>, stream, id: SocketId, wanted| {
+                if link.faults.is_stalled(stream) {
+                    None
+                } else {
+                    link.poll_socket(env, id.0, wanted)
+                }
             };
-            let found = poll(self, env, meta, meta_stalled, true);
-            return found.or_else(|| poll(self, env, data, data_stalled, is_receiving));
+            let found = poll(self, env, Stream::Meta, meta, true);
+            let is_receiving = self.is_receiving;
+            return found.or_else(|| poll(self, env, Stream::Data, data, is_receiving));
         }
         let mut from = 0;
         while let Some((&id, _)) = self.sockets.range(from..).next() {
@@ -292,11 +306,7 @@ impl Link {
     /// packets go out together.
     pub fn flush(&mut self, env: &mut Env<'_>) {
         for (&id, socket) in &mut self.sockets {
-            let is_stalled = match socket.mode {
-                Mode::Stream(stream) => self.is_stalled[stream as usize],
-                Mode::Idle | Mode::Ready | Mode::One => false,
-            };
-            if socket.sending.is_none() && !socket.is_dead && !is_stalled {
+            if socket.may_send(&self.faults) {
                 let tag = tag(Purpose::Send, id);
                 if let Some(key) = socket.tx.flush(env, &socket.fd, tag) {
                     socket.sending = Some(key);
@@ -454,6 +464,7 @@ impl Link {
             sending: None,
             is_dead: false,
             report: Report::default(),
+            held: None,
         };
         watch(env, &mut socket, id);
         self.sockets.insert(id, socket);
@@ -491,6 +502,9 @@ impl Link {
         keys.into_iter().flatten().for_each(|key| env.io.cancel(key));
         socket.rx.drop_all(env);
         socket.tx.drop_all(env);
+        if let Some((_, Event::Packet { payload: Some(payload), .. })) = socket.held {
+            env.pool.release(payload.buf);
+        }
     }
 
     fn poll_socket(&mut self, env: &mut Env<'_>, id: u32, may_receive: bool) -> Option<Event> {
@@ -500,16 +514,27 @@ impl Link {
         if !is_wanted || socket.watch.is_some() || socket.is_dead {
             return None;
         }
+        if let Some((command, event)) = socket.held.take() {
+            if !self.faults.holds(command) {
+                return Some(event);
+            }
+            socket.held = Some((command, event));
+            return None;
+        }
         let tag = tag(Purpose::Receive, id);
         let polled = socket.rx.poll(env, &socket.fd, tag, may_receive);
         match (socket.mode, polled) {
             (_, Polled::Nothing) => None,
-            (Mode::Stream(stream), Polled::Packet(incoming, payload)) => Some(Event::Packet {
-                stream,
-                volume: incoming.volume,
-                packet: incoming.packet,
-                payload,
-            }),
+            (Mode::Stream(stream), Polled::Packet(incoming, payload)) => {
+                let command = incoming.packet.command(socket.context.version);
+                let (volume, packet) = (incoming.volume, incoming.packet);
+                let event = Event::Packet { stream, volume, packet, payload };
+                if self.faults.holds(command) {
+                    socket.held = Some((command, event));
+                    return None;
+                }
+                Some(event)
+            }
             (Mode::Stream(stream), Polled::Lost(how)) => {
                 socket.is_dead = true;
                 Some(Event::StreamLost { stream, how })

@@ -8,7 +8,7 @@ use drbd_core::config::NetConfig;
 use drbd_core::ids::BufId;
 use drbd_core::link::{Link as Machine, LinkConfig};
 use drbd_types::Sector;
-use drbd_wire::packet::{AckKind, Block, BlockAck, BlockDesc, DpFlags, Features};
+use drbd_wire::packet::{AckKind, BarrierId, Block, BlockAck, BlockDesc, DpFlags, Features};
 use drbd_wire::{BlockId, Digest, PeerError};
 
 use super::super::ZEROES_LEN;
@@ -468,16 +468,74 @@ fn reading_stops_when_it_is_not_wanted() {
 #[test]
 fn streams_can_be_stalled_and_cut_for_rehearsals() {
     on_both(|mut node, mut data, meta| {
-        node.link.fault(Stream::Data, StreamFault::Stall);
+        node.link.set_faults(vec![StreamRule::Stall(Stream::Data)]);
         data.write_all(&bytes_of(&AGREED, &Packet::UnplugRemote, &[])).unwrap();
         node.send(Stream::Data, Packet::UnplugRemote, None, Some(1));
         node.turn(Duration::from_millis(20));
         assert!(node.got.is_empty() && node.sends == 0, "{:?}", node.got);
-        node.link.fault(Stream::Data, StreamFault::Resume);
+        node.link.set_faults(Vec::new());
         assert!(matches!(node.packet().1, Packet::UnplugRemote));
         node.wait(|event| matches!(event, Event::Sent { .. }));
-        node.link.fault(Stream::Meta, StreamFault::Cut);
+        node.link.cut(Stream::Meta);
         assert_eq!(node.loss(), (Stream::Meta, StreamLoss::Closed));
+        drop((data, meta));
+        node.finish();
+    });
+}
+
+#[test]
+fn what_is_sent_can_be_late() {
+    on_both(|mut node, mut data, meta| {
+        let delay = Duration::from_millis(60);
+        node.link.set_faults(vec![StreamRule::Delay(Stream::Data, delay)]);
+        let start = Instant::now();
+        node.send(Stream::Data, Packet::UnplugRemote, None, Some(1));
+        node.send(Stream::Data, Packet::UnplugRemote, None, Some(2));
+        assert!(node.link.next_deadline().is_some());
+        node.wait(|event| matches!(event, Event::Sent { .. }));
+        assert!(start.elapsed() >= delay, "{:?}", start.elapsed());
+        let unplug = bytes_of(&AGREED, &Packet::UnplugRemote, &[]);
+        let mut got = vec![0; 2 * unplug.len()];
+        data.read_exact(&mut got).unwrap();
+        assert_eq!(got, unplug.repeat(2));
+        // What is late goes at once when the fault is over.
+        node.link.set_faults(vec![StreamRule::Delay(Stream::Data, Duration::from_secs(1000))]);
+        node.send(Stream::Data, Packet::UnplugRemote, None, Some(3));
+        node.turn(Duration::from_millis(5));
+        node.link.set_faults(Vec::new());
+        node.wait(|event| matches!(event, Event::Sent { .. }));
+        drop((data, meta));
+        node.finish();
+    });
+}
+
+#[test]
+fn packets_of_one_type_can_be_held() {
+    on_both(|mut node, mut data, mut meta| {
+        node.link.set_faults(vec![StreamRule::Hold(Command::UnplugRemote)]);
+        // Sent: those before it go, it and those after it wait.
+        let barrier = || Packet::Barrier(BarrierId([1; 4]));
+        node.send(Stream::Data, barrier(), None, Some(1));
+        node.send(Stream::Data, Packet::UnplugRemote, None, Some(2));
+        node.send(Stream::Data, barrier(), None, Some(3));
+        node.wait(|event| matches!(event, Event::Sent { .. }));
+        node.turn(Duration::from_millis(20));
+        assert_eq!(node.sends, 1);
+        // Received: the same, and the other stream goes on.
+        let payload = bytes_of(&AGREED, &Packet::Data(block(0), Digest::NONE), &[7; 512]);
+        data.write_all(&bytes_of(&AGREED, &Packet::UnplugRemote, &[])).unwrap();
+        data.write_all(&payload).unwrap();
+        node.turn(Duration::from_millis(20));
+        assert!(node.got.is_empty(), "{:?}", node.got);
+        meta.write_all(&bytes_of(&AGREED, &Packet::Ping, &[])).unwrap();
+        assert!(matches!(node.packet().1, Packet::Ping));
+        node.link.set_faults(vec![StreamRule::Hold(Command::Data)]);
+        assert!(matches!(node.packet().1, Packet::UnplugRemote));
+        node.wait(|event| matches!(event, Event::Sent { token: SendToken(2) }));
+        node.wait(|event| matches!(event, Event::Sent { token: SendToken(3) }));
+        node.turn(Duration::from_millis(20));
+        assert!(node.got.is_empty(), "{:?}", node.got);
+        // What is held when the connection ends goes with it, and its memory comes back.
         drop((data, meta));
         node.finish();
     });
