@@ -71,6 +71,8 @@ pub struct Run {
     is_split: bool,
     /// Volumes whose generations the agreed protocol version is too old for.
     outgrown: BTreeSet<u16>,
+    /// Volumes whose nodes have nothing in common any more.
+    unrelated: BTreeSet<u16>,
     /// Nodes and volumes that get new meta-data.
     renewed: BTreeSet<(usize, u16)>,
     /// Who gives its data up then.
@@ -146,6 +148,7 @@ impl Run {
             lines: [0; 2],
             is_split: false,
             outgrown: BTreeSet::new(),
+            unrelated: BTreeSet::new(),
             renewed: BTreeSet::new(),
             victim: 1,
             demotions: [BTreeSet::new(), BTreeSet::new()],

@@ -83,6 +83,7 @@ found_by! {
     to_be_outdated_makes_no_disk_better: 4892;
     a_source_leaves_a_resync_that_never_asked: 5034;
     all_volumes_begin_a_generation_if_the_peer_is_sent_away: 5647;
+    a_write_that_gives_way_stays_hot_until_it_is_done_again: 5928;
     equal_disks_after_a_crash_of_old_versions_need_secondaries: 5951;
     who_pulls_ahead_sends_no_sync_uuid: 5986;
     a_diskless_primary_may_refuse_the_only_disk: 6060;
@@ -100,4 +101,7 @@ found_by! {
     a_disk_is_attached_before_it_is_outdated: 17537;
     two_attaches_at_a_time_want_different_sides: 17939;
     a_slow_read_may_outlast_the_start_of_a_resync: 18409;
+    unrelated_data_gets_new_meta_data: 19746;
+    a_write_on_its_way_is_in_the_log_of_a_new_disk: 21720;
+    a_disk_that_fails_while_ahead_leaves_no_good_data: 21234;
 }

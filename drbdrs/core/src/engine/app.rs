@@ -48,6 +48,16 @@ pub(super) struct Parked {
     pub(super) attempts: u8,
     /// References that it holds in the activity log: of its first extents.
     pub(super) extents_held: u32,
+    /// The own disk may have it already, and only this one: it is under way, and keeps what covers
+    /// it until it is routed again.
+    pub(super) is_begun: bool,
+}
+
+impl Parked {
+    /// A request that comes from the top.
+    pub(super) const fn new(request: AppRequest, attempts: u8) -> Self {
+        Self { request, attempts, extents_held: 0, is_begun: false }
+    }
 }
 
 /// An application's flush.
@@ -93,7 +103,7 @@ pub(super) struct AppQueues {
     pub(super) is_log_closed: bool,
     /// A write of a diskless Primary needs a transaction.
     pub(super) wants_transaction: bool,
-    /// Wait for writes in progress of the same sectors.
+    /// Wait for writes in progress of the same sectors, or until they may go on.
     pub(super) conflicting: VecDeque<Parked>,
     /// Writes in progress.
     pub(super) tree: Intervals<Writer>,
@@ -113,6 +123,12 @@ impl AppQueues {
     fn at_rest(&self) -> usize {
         let flushed = self.flushes.iter().filter(|(_, flush)| flush.local.is_some()).count();
         self.al_queue.len() + self.conflicting.len() + flushed
+    }
+
+    /// Writes that are done again, and perhaps on the own disk already.
+    pub(super) fn begun_writes(&self) -> impl Iterator<Item = SectorRange> + '_ {
+        let begun = self.conflicting.iter().filter(|parked| parked.is_begun);
+        begun.filter_map(|parked| parked.request.op.range())
     }
 
     /// Does a write wait for the activity log?
@@ -150,7 +166,7 @@ impl Core {
             self.refuse(&request, AppError::Invalid);
             return;
         }
-        let parked = Parked { request, attempts: 0, extents_held: 0 };
+        let parked = Parked::new(request, 0);
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.app.waiting.push_back(parked);
         self.admit_waiting(nr);
@@ -208,7 +224,7 @@ impl Core {
         }
     }
 
-    fn needs_log(&self, nr: VolumeNr) -> bool {
+    pub(super) fn needs_log(&self, nr: VolumeNr) -> bool {
         self.volume(nr).is_some_and(|v| v.has_disk() && !v.marks.al_suspended)
     }
 
@@ -223,7 +239,7 @@ impl Core {
         volume.disk.as_mut().is_some_and(|disk| disk.al.get_hot(extent))
     }
 
-    fn queue_for_log(&mut self, nr: VolumeNr, parked: Parked) {
+    pub(super) fn queue_for_log(&mut self, nr: VolumeNr, parked: Parked) {
         if let Some(volume) = self.volume_mut(nr) {
             volume.app.al_queue.push_back(parked);
         }
@@ -391,6 +407,7 @@ impl Core {
         for queue in [&mut app.al_queue, &mut app.al_batch, &mut app.conflicting] {
             for parked in queue {
                 parked.extents_held = 0;
+                parked.is_begun = false;
             }
         }
         volume.peer_writes.forget_extents();
@@ -518,12 +535,12 @@ impl Core {
         }
         let keys =
             self.log.keys(|r| r.volume == nr && r.kind.is_write() && !r.progress.is_on_both());
-        for key in keys {
-            if let Some(range) = self.log.get(key).map(|r| r.range)
-                && let Some(volume) = self.volume_mut(nr)
-            {
-                volume.set_out_of_sync(range);
-            }
+        let logged = keys.into_iter().filter_map(|key| self.log.get(key)).map(|r| r.range);
+        let begun = volume.app.begun_writes();
+        let ranges: Vec<SectorRange> = logged.chain(begun).collect();
+        let Some(volume) = self.volume_mut(nr) else { return true };
+        for range in ranges {
+            volume.set_out_of_sync(range);
         }
         true
     }

@@ -106,8 +106,12 @@ impl Engine {
             let own = core.log.iter().any(|(_, r)| {
                 r.volume.0 == volume && r.kind.is_write() && r.range.overlaps(sectors)
             });
-            let peer = core.volumes.get(&volume).is_some_and(|v| v.peer_writes.touches(sectors));
-            own || peer
+            let other = core.volumes.get(&volume).is_some_and(|v| {
+                // A write that had to give way and is done again is in flight all the time.
+                v.peer_writes.touches(sectors)
+                    || v.app.begun_writes().any(|range| range.overlaps(sectors))
+            });
+            own || other
         })
     }
 

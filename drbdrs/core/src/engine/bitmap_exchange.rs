@@ -23,12 +23,15 @@ use super::{Core, meta, resync};
 const PARTS_AT_ONCE: usize = 64;
 
 /// The source sends its bitmap, once nothing of the application is under way: what is written
-/// afterwards is reported by P_OUT_OF_SYNC. Spec: states A8.
+/// afterwards is reported by P_OUT_OF_SYNC. Also what was completed has to be acknowledged with its
+/// epoch: a peer that had no disk refuses it, and its blocks are marked. Spec: states A8.
 pub(super) async fn send_as_source(cx: &Cx, nr: VolumeNr) {
     cx.with(|core| core.hold_io(nr));
     cx.until(move |core| {
         let is_over = core.state(nr).conn != Cstate::WFBitMapS;
-        (is_over || core.is_app_idle(nr) || core.is_app_frozen(nr)).then_some(())
+        let is_quiet =
+            core.are_writes_decided(nr) && (core.is_app_idle(nr) || core.is_app_frozen(nr));
+        (is_over || is_quiet).then_some(())
     })
     .await;
     if cx.with(|core| core.state(nr).conn == Cstate::WFBitMapS) {

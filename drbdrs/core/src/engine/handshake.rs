@@ -74,11 +74,12 @@ async fn one_round(cx: &Cx, nr: VolumeNr, packet: &Fields, real: Dstate, old: &F
         cx.with(|core| core.queue_finish(nr));
         return after_end(cx, nr).await;
     }
-    // Step 5: the end of a verify, as the other side tells it.
+    // Step 5: the end of a verify, as the other side tells it. Also if that has ended it because of
+    // an error of its disk, which the original waits for in vain.
     if old.conn == Cstate::VerifyT
         && old.disk == Dstate::UpToDate
         && packet.conn == Cstate::Connected
-        && real == Dstate::UpToDate
+        && matches!(real, Dstate::UpToDate | Dstate::Inconsistent)
     {
         cx.with(|core| verify::on_source_done(core, nr));
         return after_end(cx, nr).await;
@@ -376,10 +377,10 @@ impl Core {
         let is_told = old.conn == Cstate::Connected
             && packet.conn >= Cstate::StartingSyncS
             && packet.conn <= Cstate::WFBitMapT;
-        can && (old.conn < Cstate::Connected
-            || is_attach
-            || volume.marks.consider_resync
-            || is_told)
+        // Above Connected a resync has its sides already, as one that the administrator asked for
+        // while the forced promotion was considered.
+        let is_forced = old.conn == Cstate::Connected && volume.marks.consider_resync;
+        can && (old.conn < Cstate::Connected || is_attach || is_forced || is_told)
     }
 
     /// Everything that the decision depends on.

@@ -135,6 +135,11 @@ impl PeerWrites {
         self.all.is_empty()
     }
 
+    /// Has the disk not done a write to this range that came before this place in the stream?
+    pub(super) fn has_undone(&self, range: SectorRange, order: u64) -> bool {
+        self.undone.overlapping(range).any(|(_, (write, _))| write < order)
+    }
+
     /// The activity log is gone with its disk.
     pub(super) fn forget_extents(&mut self) {
         let keys: Vec<PeerWriteKey> = self.all.iter().map(|(key, _)| key).collect();
@@ -390,7 +395,7 @@ impl Core {
         Gate::Open
     }
 
-    const fn next_order(&mut self) -> u64 {
+    pub(super) const fn next_order(&mut self) -> u64 {
         self.conn.next_order += 1;
         self.conn.next_order
     }

@@ -35,6 +35,11 @@ impl Core {
     /// Decides about a request and starts it.
     pub(super) fn route(&mut self, nr: VolumeNr, parked: Parked) {
         let Some((kind, range)) = kind_of(&parked.request.op) else { return };
+        if kind.is_write() && parked.extents_held == 0 && self.needs_log(nr) {
+            // The disk has come since it was admitted, or its log goes on.
+            self.queue_for_log(nr, parked);
+            return;
+        }
         if kind.is_write() && self.is_written_now(nr, range) {
             if let Some(volume) = self.volume_mut(nr) {
                 volume.app.conflicting.push_back(parked);
@@ -44,8 +49,7 @@ impl Core {
         if kind.is_write() {
             self.check_congestion(nr);
         }
-        let is_untold = self.volume(nr).is_some_and(|v| v.marks.failure_untold);
-        if self.state(nr).is_suspended() || (is_untold && kind.is_write()) {
+        if self.state(nr).is_suspended() || (kind.is_write() && self.must_not_write(nr)) {
             self.postpone(nr, parked, range);
             return;
         }
@@ -107,8 +111,22 @@ impl Core {
         })
     }
 
-    /// I/O was suspended meanwhile, or the disk has failed: the request starts again from the top.
+    /// The peer has to hear of a failed disk first, or a new generation has to be stable before
+    /// anything is written alone (defect 14.9).
+    fn must_not_write(&self, nr: VolumeNr) -> bool {
+        let marks = self.volume(nr).map(|v| v.marks);
+        marks.is_some_and(|marks| marks.failure_untold || marks.generation_due)
+    }
+
+    /// It may not go on now: the request starts again from the top. What the own disk may have
+    /// already is still under way, and only waits.
     fn postpone(&mut self, nr: VolumeNr, mut parked: Parked, range: SectorRange) {
+        if parked.is_begun {
+            if let Some(volume) = self.volume_mut(nr) {
+                volume.app.conflicting.push_back(parked);
+            }
+            return;
+        }
         self.put_extents(nr, range, parked.extents_held);
         parked.extents_held = 0;
         if let Some(volume) = self.volume_mut(nr) {
@@ -118,6 +136,11 @@ impl Core {
     }
 
     fn fail_routed(&mut self, nr: VolumeNr, parked: Parked, range: SectorRange) {
+        if parked.is_begun
+            && let Some(volume) = self.volume_mut(nr)
+        {
+            volume.set_out_of_sync(range);
+        }
         self.put_extents(nr, range, parked.extents_held);
         let text = format!(
             "IO ERROR: neither local nor remote data, sector {}+{}",
@@ -177,8 +200,11 @@ impl Core {
             _ => false,
         };
         let remote = state.pdsk == Dstate::UpToDate && state.conn >= Cstate::Connected;
+        // A kernel reads past writes that its disk has not done yet.
+        let is_peer_behind = volume.app.tree.overlapping(range).next().is_some();
         let wants_remote = local
             && remote
+            && !is_peer_behind
             && match volume.config.read_balancing {
                 ReadBalancing::PreferLocal | ReadBalancing::WhenCongestedRemote => false,
                 ReadBalancing::PreferRemote => true,
@@ -391,23 +417,29 @@ impl Core {
             self.happened(key, Happened::LocalOk);
             return;
         }
+        if request.kind == Kind::Discard && request.progress.local == Local::Pending {
+            self.write_zeroes_instead(key);
+            return;
+        }
         // The peer has to be asked for it from now on, and a later resync repairs the area.
         if let Some(volume) = self.volume_mut(nr) {
             volume.set_out_of_sync(range);
         }
-        let what = match request.kind {
-            Kind::Read(_) => Some("READ"),
-            // Zeroes that are not there are as wrong as any other lost data.
-            Kind::Write(..) | Kind::WriteZeroes { .. } => Some("WRITE"),
-            // Whoever discards has no use for the data: the disk stays. Spec §3.7.
-            Kind::Discard => None,
-        };
-        if let Some(what) = what {
-            let text = format!("local {what} IO error sector {}+{}", range.start.0, range.len.0);
-            self.log(Severity::Warn, Some(nr), text);
-            self.on_data_error(nr, what == "READ");
-        }
+        let is_read = !request.kind.is_write();
+        let what = if is_read { "READ" } else { "WRITE" };
+        let text = format!("local {what} IO error sector {}+{}", range.start.0, range.len.0);
+        self.log(Severity::Warn, Some(nr), text);
+        self.on_data_error(nr, is_read);
         self.happened(key, Happened::LocalError);
+    }
+
+    /// The disk does not discard. That alone is no reason to leave it (spec §3.7), but the range reads
+    /// as zeroes on the peer.
+    fn write_zeroes_instead(&mut self, key: ReqKey) {
+        if let Some(request) = self.log.get_mut(key) {
+            request.kind = Kind::WriteZeroes { may_unmap: false };
+        }
+        self.submit_local(key);
     }
 
     /// A data I/O failed: what `on-io-error` says. Spec: states §6.4.
@@ -532,7 +564,7 @@ impl Core {
         self.touch();
         let op = AppOp::Read { range: request.range, buf };
         let again = crate::event::AppRequest { id: request.app, volume: nr, op };
-        let parked = Parked { request: again, attempts: request.attempts + 1, extents_held: 0 };
+        let parked = Parked::new(again, request.attempts + 1);
         if parked.attempts > ATTEMPTS_MAX {
             self.fail_routed(nr, parked, request.range);
             return;
@@ -643,6 +675,9 @@ impl Core {
         if !core::mem::take(&mut self.conn.has_stale_requests) {
             return;
         }
+        // Nobody has begun those here that an earlier disk failed to write, or that had none.
+        let lacking = self.log.keys(|r| !r.is_completed && self.own_disk_lacks(r));
+        self.restart(lacking);
         self.restart_stale();
         self.conn.sent_tokens.clear();
         self.conn.sectors_in_flight = 0;
@@ -687,6 +722,14 @@ impl Core {
             && request.progress.local == Local::Ok
             && !request.progress.is_on_both()
             && self.state(request.volume).disk < Dstate::UpToDate
+            || self.own_disk_lacks(request)
+    }
+
+    /// The own disk counts as good, and came after this write: it is to have it too.
+    fn own_disk_lacks(&self, request: &Request) -> bool {
+        request.kind.is_write()
+            && matches!(request.progress.local, Local::None | Local::Error)
+            && self.state(request.volume).disk == Dstate::UpToDate
     }
 
     /// These requests start again from the top, in their order.
@@ -713,7 +756,7 @@ impl Core {
             };
             volume.app.admitted = volume.app.admitted.saturating_sub(1);
             let attempts = request.attempts.saturating_add(1);
-            volume.app.waiting.push_front(Parked { request: again, attempts, extents_held: 0 });
+            volume.app.waiting.push_front(Parked::new(again, attempts));
         }
         self.touch();
     }
@@ -724,9 +767,6 @@ impl Core {
         let nr = request.volume;
         self.conn.sectors_in_flight =
             self.conn.sectors_in_flight.saturating_sub(request.range.len.0);
-        if request.holds_al {
-            self.put_extents(nr, request.range, u32::MAX);
-        }
         let again = crate::event::AppRequest {
             id: request.app,
             volume: nr,
@@ -735,13 +775,15 @@ impl Core {
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.claims.end(request.range, Claim::Write(key));
         volume.app.tree.remove(request.range, Writer::Own(key));
-        // A target may have it already, and nobody else does. A source would keep these bits: its
-        // target does not ask for them, and the write is on its way again.
-        if request.progress.local != Local::None && volume.state.disk < Dstate::Consistent {
-            volume.set_out_of_sync(request.range);
-        }
-        volume.app.admitted = volume.app.admitted.saturating_sub(1);
-        volume.app.waiting.push_front(Parked { request: again, attempts: 0, extents_held: 0 });
+        // The own disk may have it, and the peer does not: its extents stay hot.
+        let extents_held = if request.holds_al {
+            u32::try_from(request.range.al_extents_touched().count()).unwrap_or(u32::MAX)
+        } else {
+            0
+        };
+        let is_begun = request.progress.local != Local::None;
+        let parked = Parked { request: again, attempts: 0, extents_held, is_begun };
+        volume.app.conflicting.push_back(parked);
         self.touch();
     }
 
@@ -804,6 +846,20 @@ impl Core {
         self.log.iter().any(|(_, r)| {
             r.volume == nr && r.kind.is_write() && !r.holds_al && r.progress.local == Local::Pending
         })
+    }
+
+    /// Has the peer acknowledged all that it got, with its epoch? Otherwise that is on its way.
+    pub(super) fn are_writes_decided(&mut self, nr: VolumeNr) -> bool {
+        // What went out on an earlier connection is sent again or marked.
+        let is_decided = self.conn.has_stale_requests
+            || !self
+                .log
+                .iter()
+                .any(|(_, r)| r.volume == nr && r.progress.is_unacknowledged_mirror());
+        if !is_decided {
+            self.close_epoch();
+        }
+        is_decided
     }
 
     /// Is an answer of the peer to an application request of this volume outstanding?

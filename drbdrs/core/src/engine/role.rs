@@ -86,6 +86,9 @@ async fn follow_change(cx: &Cx, nr: VolumeNr, role: Role, forced: bool) {
         cx.with(|core| core.log(Severity::Warn, Some(nr), text));
     }
     cx.until(move |core| (!core.has_pending_writes(nr) || core.is_suspended()).then_some(())).await;
+    if role == Role::Primary {
+        settle_writes_of_lost_peer(cx, nr).await;
+    }
     cx.with(|core| core.follow_role(nr, role, forced));
     // "Was Primary" and a new generation are stable before the first write.
     let _ = meta::sync(cx, nr).await;
@@ -101,6 +104,16 @@ async fn follow_change(cx: &Cx, nr: VolumeNr, role: Role, forced: bool) {
         }
         core.announce_device(nr);
     });
+}
+
+/// What a lost Primary has written may still be at a slow disk: it must not come after writes of this
+/// node, nor between two of its reads. The original lets it.
+async fn settle_writes_of_lost_peer(cx: &Cx, nr: VolumeNr) {
+    cx.until(move |core| {
+        let is_over = core.state(nr).conn >= Cstate::Connected || !core.has_peer_writes(nr);
+        is_over.then_some(())
+    })
+    .await;
 }
 
 async fn try_role(cx: &Cx, nr: VolumeNr, role: Role, force: bool) -> (Changed, bool) {

@@ -37,6 +37,8 @@ pub(super) struct Serve {
     wish: Wish,
     range: SectorRange,
     id: BlockId,
+    /// Place in the stream, among the writes of the peer.
+    order: u64,
     /// Of an earlier connection: nobody wants the answer.
     is_orphan: bool,
 }
@@ -47,6 +49,9 @@ pub(super) type ServeKey = Key<Serve>;
 #[derive(Default)]
 pub(super) struct Serves {
     all: Slab<Serve>,
+    /// Wait for earlier writes of the peer to the same place: in protocols A and B its application
+    /// counts on them before the disk has them. Spec §15 invariant 2.
+    behind_writes: Vec<ServeKey>,
     /// Wait for their extent.
     waiting: VecDeque<ServeKey>,
     /// Nothing of a resync is begun before.
@@ -120,18 +125,35 @@ impl Core {
             self.send_ack(nr, kind, request.sector, request.id, request.size);
             return true;
         }
+        let order = self.next_order();
         let Some(volume) = self.volume_mut(nr) else { return false };
-        let key = volume.serves.all.insert(Serve { wish, range, id: request.id, is_orphan: false });
+        let serve = Serve { wish, range, id: request.id, order, is_orphan: false };
+        let key = volume.serves.all.insert(serve);
         if matches!(wish, Wish::Resync { .. } | Wish::Checksum(_)) {
             volume.resync.note_asked();
         }
         if wish == Wish::Data {
-            self.read_for_peer(nr, key);
+            volume.serves.behind_writes.push(key);
+            self.run_reads(nr);
         } else {
             volume.serves.waiting.push_back(key);
             self.touch();
         }
         true
+    }
+
+    /// Begins the reads of the peer's application that wait for none of its writes any more.
+    fn run_reads(&mut self, nr: VolumeNr) {
+        let Some(volume) = self.volume_mut(nr) else { return };
+        for key in core::mem::take(&mut volume.serves.behind_writes) {
+            let Some(volume) = self.volume_mut(nr) else { return };
+            let Some(serve) = volume.serves.all.get(key) else { continue };
+            if volume.peer_writes.has_undone(serve.range, serve.order) {
+                volume.serves.behind_writes.push(key);
+            } else {
+                self.read_for_peer(nr, key);
+            }
+        }
     }
 
     fn read_for_peer(&mut self, nr: VolumeNr, key: ServeKey) {
@@ -154,6 +176,7 @@ impl Core {
 
     /// Begins what can lock its extent now.
     pub(super) fn run_serves(&mut self, nr: VolumeNr) {
+        self.run_reads(nr);
         let now = self.now;
         let Some(volume) = self.volume_mut(nr) else { return };
         if volume.serves.waiting.is_empty() || volume.serves.pause_until > now {
@@ -322,8 +345,9 @@ impl Core {
     /// The connection is gone: what waits is dropped, what is being read ends unanswered.
     pub(super) fn orphan_serves(&mut self) {
         for volume in self.volumes.values_mut() {
-            while let Some(key) = volume.serves.waiting.pop_front() {
-                volume.serves.all.remove(key);
+            let Serves { all, behind_writes, waiting, .. } = &mut volume.serves;
+            for key in behind_writes.drain(..).chain(waiting.drain(..)) {
+                all.remove(key);
             }
             let keys: Vec<ServeKey> = volume.serves.all.iter().map(|(key, _)| key).collect();
             for key in keys {

@@ -72,6 +72,7 @@ pub fn sanitize(old: &Fields, new: Fields, s: &Surroundings) -> (Fields, Option<
     if ns.conn > Cstate::Connected && (ns.disk <= Dstate::Failed || ns.pdsk <= Dstate::Failed) {
         let verify = ns.conn.is_verify(); // S3
         warning = Some(if verify { Warning::VerifyAborted } else { Warning::ResyncAborted });
+        lose_source(old.conn, &mut ns);
         ns.conn = Cstate::Connected;
     }
     let was_attached = old.disk >= Dstate::Negotiating;
@@ -104,6 +105,20 @@ fn without_connection(ns: &mut Fields) {
         if ns.pdsk > Dstate::DUnknown || ns.pdsk < Dstate::Inconsistent {
             ns.pdsk = Dstate::DUnknown;
         }
+    }
+}
+
+/// The only disk with the newest data is gone: the other one, which was about to get it, is not good
+/// by that. In the original it counts as UpToDate from then on, by S5, and what it lacks is forgotten.
+fn lose_source(was: Cstate, ns: &mut Fields) {
+    use Cstate::{Ahead, Behind, StartingSyncS, StartingSyncT, WFBitMapS, WFBitMapT, WFSyncUUID};
+    let is_source = matches!(was, StartingSyncS | WFBitMapS | Ahead);
+    if is_source && ns.disk <= Dstate::Failed && ns.pdsk >= Dstate::Inconsistent {
+        ns.pdsk = Dstate::Inconsistent;
+    }
+    let is_target = matches!(was, StartingSyncT | WFBitMapT | WFSyncUUID | Behind);
+    if is_target && ns.pdsk <= Dstate::Failed && ns.disk >= Dstate::Inconsistent {
+        ns.disk = Dstate::Inconsistent;
     }
 }
 
@@ -246,6 +261,15 @@ mod tests {
             ("S3: resync ends with the disk", Fields { conn: SyncSource, pdsk: Inconsistent, ..UP },
                 Fields { conn: SyncSource, pdsk: Diskless, ..UP },
                 (Secondary, Connected, UpToDate, Diskless), Some(Warning::ResyncAborted)),
+            ("S3: who was ahead loses its disk", Fields { conn: Ahead, pdsk: Consistent, ..UP },
+                Fields { conn: Ahead, disk: Failed, pdsk: Consistent, ..UP },
+                (Secondary, Connected, Failed, Inconsistent), Some(Warning::ResyncAborted)),
+            ("S3: ... as the other side sees it", Fields { conn: Behind, disk: Outdated, ..UP },
+                Fields { conn: Behind, disk: Outdated, pdsk: Failed, ..UP },
+                (Secondary, Connected, Inconsistent, Failed), Some(Warning::ResyncAborted)),
+            ("S3: a target loses its disk", Fields { conn: WFBitMapT, disk: Outdated, ..UP },
+                Fields { conn: WFBitMapT, disk: Failed, ..UP },
+                (Secondary, Connected, Failed, UpToDate), Some(Warning::ResyncAborted)),
             ("S3: invalidate-remote without a disk there", Fields { pdsk: Diskless, ..UP },
                 Fields { conn: StartingSyncS, pdsk: Diskless, ..UP },
                 (Secondary, Connected, UpToDate, Diskless), Some(Warning::ResyncAborted)),

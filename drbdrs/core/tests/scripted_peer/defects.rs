@@ -159,6 +159,23 @@ fn defect_14_9_the_new_generation_is_stable_before_a_write_completes_alone() {
     assert!(is_new.is_some());
 }
 
+/// Also one that the activity log has kept back.
+#[test]
+fn defect_14_9_the_new_generation_is_stable_before_a_write_begins_alone() {
+    let mut script = primary();
+    script.is_reachable = false;
+    script.holds = true;
+    let id = write(&mut script, 8);
+    assert!(matches!(script.held[..], [Held::Meta(..)]), "the log: {:?}", script.held);
+    script.lose(Stream::Data, StreamLoss::Reset);
+    script.answer(0, None);
+    let is_data = |held: &Held| matches!(held, Held::Disk(..));
+    assert!(!script.held.iter().any(is_data), "{:?}", script.held);
+    script.answer_all();
+    assert!(script.has_logged("new current UUID"), "{:?}", script.log);
+    assert_eq!(script.completed[&id.0], Ok(()));
+}
+
 #[test]
 fn defect_14_10_an_idle_node_reads_for_itself() {
     for read_balancing in [ReadBalancing::LeastPending, ReadBalancing::WhenCongestedRemote] {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::rig::*;
 use drbd_core::admin::Command;
-use drbd_core::config::{DiskConfig, NetConfig, OnNoData, Protocol, ResourceConfig};
+use drbd_core::config::{DiskConfig, Fencing, NetConfig, OnNoData, Protocol, ResourceConfig};
 use drbd_core::event::{AppOp, StreamLoss, WriteFlags};
 use drbd_sim::script::Script;
-use drbd_types::{Cstate, VolumeNr};
+use drbd_types::{Cstate, Dstate, VolumeNr};
 use drbd_wire::packet::AckKind;
 use drbd_wire::{Packet, Stream};
 
@@ -167,4 +167,34 @@ fn a_frozen_flush_does_not_keep_the_bitmap_back() {
     assert!(!script.completed.contains_key(&flush.0), "still suspended");
     script.begin(Command::ResumeIo(V0));
     assert_eq!(script.completed[&flush.0], Ok(()));
+}
+
+/// It was routed when this node had no disk.
+#[test]
+fn a_write_that_is_sent_again_goes_to_the_disk_that_has_come() {
+    let mut script = alone();
+    let on_no_data = OnNoData::SuspendIo;
+    script.command(Command::ResourceOptions(ResourceConfig { on_no_data }));
+    let mut script = promote(connect(script, &NetConfig::default()));
+    script.command(Command::Detach { volume: V0, force: true });
+    assert_eq!(script.state(0).disk, Dstate::Diskless, "{:?}", script.log);
+    let id = write(&mut script, 8);
+    script.lose(Stream::Data, StreamLoss::Reset);
+    assert!(script.state(0).susp_nod, "{:?}", script.log);
+    script.disks.get_mut(&0).unwrap().apply_al();
+    // With fencing it is only Consistent until it has met the peer.
+    let config = DiskConfig { fencing: Fencing::ResourceOnly, ..DiskConfig::default() };
+    script.command(Command::Attach { volume: V0, config: Box::new(config) });
+    assert_eq!(script.state(0).disk, Dstate::Consistent, "{:?}", script.log);
+    script.wait_until_up();
+    script.sent.clear();
+    greet(&mut script, &NetConfig::default(), peer_state());
+    assert_eq!(script.state(0).disk, Dstate::UpToDate, "{:?}", script.log);
+    let packets = sent(&mut script);
+    let data = packets.iter().find(|p| matches!(p, Packet::Data(..))).expect("it is sent again");
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(data)), 0);
+    script.peer(Stream::Meta, 0, barrier_ack(1, 1), 0);
+    assert_eq!(script.completed[&id.0], Ok(()));
+    assert_eq!(script.engine.is_dirty(0, 1), Some(false), "both have it");
+    assert_eq!(script.state(0).conn, Cstate::Connected);
 }

@@ -8,8 +8,8 @@ use drbd_core::action::Handler;
 use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, Fencing, NetConfig, OnCongestion, Protocol};
 use drbd_core::generation::splitbrain::{OnePrimary, Policies, ZeroPrimaries};
-use drbd_sim::script::Script;
-use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, Role, SectorCount};
+use drbd_sim::script::{Script, ScriptDisk};
+use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, Role, SectorCount, StateWord};
 use drbd_wire::packet::{AckKind, BlockId, ProtocolParams, RequestKind, Uuids};
 use drbd_wire::{Packet, Stream};
 use drbdmeta::superblock::Flags;
@@ -49,7 +49,7 @@ fn defect_d1_call_pri_lost_calls_the_handler_and_ends_the_connection() {
 
 #[test]
 fn defect_d2_two_nodes_without_identifiers_do_not_hang() {
-    let none = drbd_sim::script::ScriptDisk::new(
+    let none = ScriptDisk::new(
         SECTORS,
         |sb| {
             sb.la_size = SectorCount(SECTORS);
@@ -235,4 +235,36 @@ fn defect_d13_the_target_takes_over_the_identifiers_it_was_told() {
     assert!(script.has_logged(text), "{:?}", script.log);
     let mut script = source();
     assert!(matches!(sent(&mut script).last(), Some(Packet::CompressedBitmap(_))));
+}
+
+/// The peer is promoted by force while both disks are worthless, and before this node has set all
+/// bits for the resync that follows, its administrator asks for the same: the sides are clear then.
+#[test]
+fn a_forced_promotion_starts_no_second_resync() {
+    let mut script = without_disk(ScriptDisk::fresh(SECTORS));
+    script.attach(0, DiskConfig::default());
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    let state = Fields { disk: Dstate::Inconsistent, ..peer_state() };
+    greet_as(&mut script, params(&net), uuids(Gi::JUST_CREATED.0), state);
+    assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.log);
+    let primary = Fields {
+        role: Role::Primary,
+        disk: Dstate::UpToDate,
+        pdsk: Dstate::Inconsistent,
+        conn: Cstate::Connected,
+        ..Fields::NEW
+    };
+    let mask = StateWord(StateWord::ROLE.0 | StateWord::DISK.0);
+    let val = StateWord(primary.pack().0 & mask.0);
+    script.peer(Stream::Data, 0, Packet::StateChgReq(mask, val), 0);
+    script.holds = true;
+    script.peer(Stream::Data, 0, Packet::Uuids(uuids(CURRENT)), 0);
+    script.peer(Stream::Data, 0, Packet::State(primary.pack()), 0);
+    script.begin(Command::Invalidate(V0));
+    script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
+    assert_eq!(script.state(0).conn, Cstate::StartingSyncT, "{:?}", script.log);
+    script.holds = false;
+    script.answer_all();
+    assert_eq!(script.state(0).conn, Cstate::WFSyncUUID, "{:?}", script.log);
 }

@@ -2,11 +2,12 @@
 
 use super::rig::*;
 use drbd_core::action::DiskOp;
+use drbd_core::admin::Command;
 use drbd_core::config::{NetConfig, OnCongestion, Protocol};
 use drbd_core::event::{IoFailure, StreamLoss};
 use drbd_sim::script::Held;
 use drbd_types::{Cstate, Dstate, Fields, Role};
-use drbd_wire::packet::{AckKind, BlockId, DpFlags, RequestKind};
+use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind};
 use drbd_wire::{Digest, Packet, Stream};
 
 fn acks(script: &mut drbd_sim::script::Script) -> Vec<AckKind> {
@@ -159,8 +160,7 @@ fn an_empty_epoch_is_not_acknowledged() {
 #[test]
 fn without_a_disk_writes_are_refused_but_counted() {
     let mut script = without_disk(disk(&[]));
-    script
-        .command(drbd_core::admin::Command::NewVolume { volume: V0, minor: drbd_types::Minor(0) });
+    script.command(Command::NewVolume { volume: V0, minor: drbd_types::Minor(0) });
     let net = NetConfig::default();
     script.connect(net.clone());
     greet(&mut script, &net, peer_state());
@@ -243,4 +243,48 @@ fn a_state_of_the_peer_from_before_it_is_behind_changes_nothing() {
     let state = Fields { peer: Role::Primary, ..peer_connected() };
     script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
     assert_eq!(script.state(0), ahead);
+}
+
+/// With protocol A its application counts on a write as soon as it has set out.
+#[test]
+fn a_read_of_the_peer_sees_its_earlier_writes() {
+    let mut script = secondary_with(net(Protocol::A));
+    script.holds = true;
+    let head = Block { flags: DpFlags::empty(), ..block(8, 1) };
+    script.peer(Stream::Data, 0, Packet::Data(head, Digest::NONE), 4096);
+    script.peer(Stream::Data, 0, request(RequestKind::Data, 12, 4096), 0);
+    script.peer(Stream::Data, 0, request(RequestKind::Data, 16, 4096), 0);
+    let reads = |script: &drbd_sim::script::Script| -> Vec<u64> {
+        let start = |held: &Held| match held {
+            Held::Disk(_, _, DiskOp::Read { range, .. }) => Some(range.start.0),
+            _ => None,
+        };
+        script.held.iter().filter_map(start).collect()
+    };
+    assert_eq!(reads(&script), [16]);
+    script.answer(0, None);
+    assert_eq!(reads(&script), [16, 12]);
+    script.answer_all();
+    let replies = sent(&mut script);
+    assert_eq!(replies.iter().filter(|p| matches!(p, Packet::DataReply(..))).count(), 2);
+    assert_clean(&script);
+}
+
+/// It would come after newer ones, or between two reads.
+#[test]
+fn a_promotion_waits_for_what_a_lost_primary_has_written() {
+    let mut script = secondary();
+    script.is_reachable = false;
+    script.holds = true;
+    script.peer(Stream::Data, 0, data(8, 1), 4096);
+    script.lose(Stream::Data, StreamLoss::Reset);
+    let ticket = script.begin(Command::Primary { volume: V0, force: false });
+    let is_write = |held: &Held| matches!(held, Held::Disk(_, _, DiskOp::Write { .. }));
+    while let Some(other) = script.held.iter().position(|held| !is_write(held)) {
+        script.answer(other, None);
+    }
+    assert_eq!(script.held.len(), 1, "{:?}", script.held);
+    assert!(!script.replies.contains_key(&ticket.0));
+    script.answer_all();
+    assert_eq!(script.replies[&ticket.0].code, 1, "{:?}", script.log);
 }

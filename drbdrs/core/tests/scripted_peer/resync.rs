@@ -6,7 +6,7 @@ use drbd_core::config::{DiskConfig, NetConfig, ResyncConfig};
 use drbd_core::event::{IoFailure, StreamLoss};
 use drbd_core::generation::Slots;
 use drbd_sim::script::{Held, Script};
-use drbd_types::{Cstate, Dstate, Fields, Gi, Role};
+use drbd_types::{Cstate, Dstate, Fields, Gi, Role, StateWord};
 use drbd_wire::packet::{AckKind, Block, BlockId, DpFlags, RequestKind, SyncParams, Uuids};
 use drbd_wire::{Digest, Packet, Stream};
 
@@ -400,4 +400,60 @@ fn a_peer_that_wants_the_same_side_ends_the_connection() {
     let state = Fields { conn: Cstate::WFBitMapT, ..peer_connected() };
     script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
     assert_dropped(&script, "The peer wants the same side of the resync");
+}
+
+/// It refused a write while it had no disk, and says so after that.
+#[test]
+fn a_bitmap_waits_for_the_answers_to_all_writes() {
+    let mut script = primary();
+    let id = write(&mut script, 8);
+    let first = sent(&mut script);
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(&first[0])), 0);
+    assert_eq!(script.completed[&id.0], Ok(()));
+    let diskless = Fields { disk: Dstate::Diskless, peer: Role::Primary, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(diskless.pack()), 0);
+    script.peer(Stream::Data, 0, Packet::Uuids(uuids(CURRENT)), 0);
+    let attaching = Fields { disk: Dstate::Negotiating, ..diskless };
+    script.peer(Stream::Data, 0, Packet::State(attaching.pack()), 0);
+    assert_eq!(script.state(0).conn, Cstate::WFBitMapS, "{:?}", script.log);
+    let is_bitmap = |p: &Packet| matches!(p, Packet::Bitmap(_) | Packet::CompressedBitmap(_));
+    assert!(!sent(&mut script).iter().any(is_bitmap));
+    script.peer(Stream::Meta, 0, ack(AckKind::NegAck, 8, id_of(&first[0])), 0);
+    script.peer(Stream::Meta, 0, barrier_ack(0, 1), 0);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(true));
+    assert!(sent(&mut script).iter().any(is_bitmap));
+}
+
+#[test]
+fn a_verify_ends_when_the_other_disk_has_errors() {
+    let net = NetConfig { verify_alg: "crc32c".to_owned(), ..NetConfig::default() };
+    let mut script = alone();
+    script.connect(net.clone());
+    protocol(&mut script, &net);
+    let Packet::SyncParam(params) = sync_param() else { panic!("settings") };
+    let params = Packet::SyncParam(SyncParams { verify_alg: net.verify_alg, ..params });
+    script.peer(Stream::Data, 0, params, 0);
+    script.peer(Stream::Data, 0, Packet::Sizes(sizes()), 0);
+    script.peer(Stream::Data, 0, Packet::Uuids(uuids(CURRENT)), 0);
+    script.peer(Stream::Data, 0, Packet::State(peer_state().pack()), 0);
+    let verifying = Fields { conn: Cstate::VerifyS, ..peer_connected() };
+    let asked =
+        Packet::StateChgReq(StateWord::CONN, StateWord(verifying.pack().0 & StateWord::CONN.0));
+    script.peer(Stream::Data, 0, asked, 0);
+    assert_eq!(script.state(0).conn, Cstate::VerifyT, "{:?}", script.log);
+    let bad = Fields { disk: Dstate::Inconsistent, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(bad.pack()), 0);
+    answer_pings(&mut script);
+    let state = script.state(0);
+    assert_eq!((state.conn, state.pdsk), (Cstate::Connected, Dstate::Inconsistent));
+}
+
+/// The newest data is gone with it: what the target has is older, and does not become good by that.
+#[test]
+fn a_target_whose_source_loses_its_disk_is_not_up_to_date() {
+    let mut script = target();
+    let lost = Fields { disk: Dstate::Failed, pdsk: Dstate::Outdated, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(lost.pack()), 0);
+    let state = script.state(0);
+    assert_eq!((state.conn, state.disk), (Cstate::Connected, Dstate::Inconsistent));
 }

@@ -1,9 +1,11 @@
 //! Writes of this node, and what the peer answers. Spec: io-path §1.5 to §1.9; wire §5, §6.
 
 use super::rig::*;
+use drbd_core::action::DiskOp;
 use drbd_core::admin::Command;
-use drbd_core::config::{DiskConfig, OnIoError, Protocol};
+use drbd_core::config::{DiskConfig, NetConfig, OnIoError, Protocol, ReadBalancing};
 use drbd_core::event::{AppOp, IoFailure, StreamLoss};
+use drbd_sim::script::Held;
 use drbd_types::{Cstate, Dstate};
 use drbd_wire::packet::{AckKind, BlockId, DpFlags};
 use drbd_wire::{Packet, Stream};
@@ -279,4 +281,44 @@ fn the_peer_learns_of_a_failed_disk_before_it_gets_the_only_copy() {
     );
     let data = sent.iter().position(|p| matches!(p, Packet::Data(..)));
     assert!(failed.is_some() && data.is_some() && failed < data, "{sent:?}");
+}
+
+/// With protocol A the peer may not have done it, and a kernel reads past it.
+#[test]
+fn what_the_peer_may_lack_is_read_here() {
+    let mut script = without_disk(disk(&[]));
+    let read_balancing = ReadBalancing::PreferRemote;
+    script.attach(0, DiskConfig { read_balancing, ..DiskConfig::default() });
+    let mut script = promote(connect(script, &net(Protocol::A)));
+    write(&mut script, 8);
+    script.sent.clear();
+    let id = read(&mut script, 12);
+    assert_eq!(script.completed[&id.0], Ok(()));
+    read(&mut script, 16);
+    assert!(matches!(only(sent(&mut script)), Packet::Request(..)));
+}
+
+/// The original goes on reading there what is not on the peer any more.
+#[test]
+fn a_disk_that_fails_to_discard_writes_zeroes() {
+    let mut disk = disk(&[]);
+    disk.limits.can_discard = true;
+    let mut script = without_disk(disk);
+    script.attach(0, DiskConfig::default());
+    let mut script = promote(connect(script, &NetConfig::default()));
+    script.holds = true;
+    let id = script.app(V0, |_| AppOp::Discard { range: range(8, 8) });
+    let is_data = |held: &Held| matches!(held, Held::Disk(..));
+    while let Some(other) = script.held.iter().position(|held| !is_data(held)) {
+        script.answer(other, None);
+    }
+    let packet = only(sent(&mut script));
+    assert!(matches!(packet, Packet::Trim(..)), "{packet:?}");
+    script.answer(0, Some(IoFailure::Device(95)));
+    assert!(matches!(script.held[..], [Held::Disk(_, _, DiskOp::WriteZeroes { .. })]));
+    script.answer(0, None);
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(&packet)), 0);
+    assert_eq!(script.completed[&id.0], Ok(()));
+    assert_eq!(script.state(0).disk, Dstate::UpToDate, "{:?}", script.log);
+    assert_eq!(script.engine.is_dirty(0, 1), Some(false));
 }

@@ -94,6 +94,13 @@ impl Run {
             {
                 self.outgrown.insert(volume.0);
             }
+            // Two histories of promotions without each other are longer than the two slots for them:
+            // no connect option helps then, only new meta-data for one. Spec: states §4.4, §4.5.
+            if let Some(volume) = volume
+                && text == "Unrelated data, aborting!"
+            {
+                self.unrelated.insert(volume.0);
+            }
             if text.starts_with("Split-Brain detected but unresolved")
                 || text == "State change failed: Multiple primaries not allowed by config"
             {
@@ -126,6 +133,14 @@ impl Run {
                 && !matches!(is.conn, Cstate::WFBitMapT | Cstate::WFSyncUUID | Cstate::SyncTarget);
             if fails {
                 self.oracle.forgive(volume, node);
+            }
+            // With protocols A and B what it had completed may still have been on the way: it is lost
+            // with the disk if the peer is promoted, as in a crash of the whole node. Spec:
+            // io-path-and-resync.md §1.11, first row.
+            let is_cut_off =
+                |s: &Fields| s.disk < Dstate::Inconsistent && s.conn < Cstate::Connected;
+            if was.is_some_and(|was| !is_cut_off(&was)) && is_cut_off(&is) {
+                self.oracle.stopped(node, self.setup.net.protocol == Protocol::C);
             }
             self.check_covered(volume)?;
             let is_good = |s: &Fields| {

@@ -166,6 +166,9 @@ impl Run {
                 }
                 if self.is_to_be_renewed(node, volume, &state) {
                     self.outgrown.remove(&volume);
+                    if self.unrelated.remove(&volume) {
+                        self.oracle.forgive(volume, node);
+                    }
                     self.renewed.insert((node, volume));
                     commands.extend(self.demotion(node, volume));
                     commands.push(Command::Detach { volume: nr, force: false });
@@ -223,10 +226,10 @@ impl Run {
         primaries.flat_map(|volume| self.demotion(node, volume)).collect()
     }
 
-    /// Below protocol 91 two nodes whose last P_SYNC_UUID was lost never connect again: new
-    /// meta-data for the one with the worse data is what is left.
+    /// Below protocol 91 two nodes whose last P_SYNC_UUID was lost never connect again, nor do those
+    /// that have nothing in common: new meta-data for the one with the worse data is what is left.
     fn is_to_be_renewed(&self, node: usize, volume: u16, own: &Fields) -> bool {
-        self.outgrown.contains(&volume)
+        (self.outgrown.contains(&volume) || self.unrelated.contains(&volume))
             && self.state(1 - node, volume).is_some_and(|their| {
                 (own.disk, node != self.victim) < (their.disk, node == self.victim)
             })
