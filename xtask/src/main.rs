@@ -125,6 +125,9 @@ enum Soak {
         /// Number of the first.
         #[arg(long, default_value_t = 0)]
         start: u64,
+        /// Of the runs with a large volume, which take most of the time, each so many.
+        #[arg(long, default_value_t = 1)]
+        large: u64,
     },
     /// Random operations on a pair of the engine and the kernel's DRBD.
     Kernel {
@@ -182,12 +185,14 @@ fn soak(suite: &Soak) -> Result<(), Failure> {
             let run = run.env("DRBDRS_DISK_MIB", "320");
             return run.env("DRBDRS_SEED", &seed.to_string()).run();
         }
-        Soak::Sim { seeds, start } => {
+        Soak::Sim { seeds, start, large } => {
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
-            let [seeds, start, threads] =
-                [seeds.to_string(), start.to_string(), threads.to_string()];
-            let words = ["sim", "--seeds", &seeds, "--start", &start, "--threads", &threads];
-            return run::cargo(&[&words[..], &["--keep-going", "--shrink", "0"]].concat());
+            let numbers = [*seeds, *start, *large].map(|n| n.to_string());
+            let [seeds, start, large] = numbers.each_ref().map(String::as_str);
+            let threads = threads.to_string();
+            let words = ["sim", "--seeds", seeds, "--start", start, "--large", large];
+            let more = ["--threads", &threads, "--keep-going", "--shrink", "0"];
+            return run::cargo(&[&words[..], &more[..]].concat());
         }
         Soak::Kernel { minutes, seed } => {
             let words = [

@@ -179,7 +179,10 @@ impl Bitmap {
     #[cfg(any(test, feature = "check"))]
     pub(crate) fn recount(&self) -> u64 {
         let pages = (0..self.pages.len()).map(|page| match self.pages.get(page) {
-            Some(Some(mixed)) => mixed.words.iter().map(|word| u64::from(word.count_ones())).sum(),
+            Some(Some(mixed)) => {
+                let words = mixed.words.iter().filter(|word| **word != 0);
+                words.map(|word| u64::from(word.count_ones())).sum()
+            }
             _ => self.count_of(page),
         });
         pages.sum()

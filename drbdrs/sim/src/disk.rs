@@ -296,15 +296,20 @@ impl SimDisk {
         all.filter(|(_, tag)| *tag != 0)
     }
 
-    /// Sectors whose content differs from that of another disk, in order.
+    /// The first differing sector of each block of 4 KiB that differs from that of another disk, in
+    /// order.
     pub fn differing(&self, other: &Self) -> Vec<u64> {
         let (own, their) = (&self.data.now.pages, &other.data.now.pages);
         let mut all = Vec::new();
         let mut compare = |number: &u64, x: &[u64; PAGE], y: &[u64; PAGE]| {
-            if x != y {
-                let sectors = (number * PAGE as u64..).zip(x.iter().zip(y));
-                all.extend(sectors.filter(|(_, (x, y))| x != y).map(|(sector, _)| sector));
+            if x == y {
+                return;
             }
+            let blocks = x.chunks(8).zip(y.chunks(8)).zip((number * PAGE as u64..).step_by(8));
+            all.extend(blocks.filter_map(|((x, y), start)| {
+                let at = x.iter().zip(y).position(|(x, y)| x != y)?;
+                Some(start + at as u64)
+            }));
         };
         for (number, page) in own {
             compare(number, page, their.get(number).unwrap_or(&EMPTY));
@@ -312,7 +317,8 @@ impl SimDisk {
         for (number, page) in their.iter().filter(|(number, _)| !own.contains_key(number)) {
             compare(number, &EMPTY, page);
         }
-        all.sort_unstable();
+        // Stable: it merges what is sorted already.
+        all.sort();
         all
     }
 }

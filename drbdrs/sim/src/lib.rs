@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agenda;
+pub mod buffers;
 pub mod chance;
 pub mod disk;
 pub mod fuzz;

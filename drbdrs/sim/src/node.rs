@@ -18,6 +18,7 @@ use drbd_wire::frame::{Incoming, Phase};
 use drbd_wire::{Algorithm, Context, Digest, Packet, Reader, Stream, Want, encode};
 use drbdmeta::layout::Placement;
 
+use crate::buffers::Buffers;
 use crate::chance::Chance;
 use crate::disk::{Part, SimDisk, Tags};
 use crate::net::{ConnId, Message};
@@ -55,8 +56,7 @@ pub struct Node {
     pub disks: BTreeMap<u16, SimDisk>,
     /// Volumes whose disk is open.
     open: BTreeMap<u16, bool>,
-    bufs: BTreeMap<u32, Tags>,
-    next_buf: u32,
+    bufs: Buffers,
     /// Few, in the order of their numbers.
     sockets: Vec<(SocketId, ConnId)>,
     next_socket: u32,
@@ -98,8 +98,7 @@ impl Node {
             engine: Engine::new(seed),
             disks,
             open: BTreeMap::new(),
-            bufs: BTreeMap::new(),
-            next_buf: 0,
+            bufs: Buffers::default(),
             sockets: Vec::new(),
             next_socket: 0,
             receiving: BTreeMap::new(),
@@ -137,9 +136,7 @@ impl Node {
 
     /// A buffer with this data.
     pub fn buf(&mut self, data: impl Into<Tags>) -> BufId {
-        self.next_buf += 1;
-        self.bufs.insert(self.next_buf, data.into());
-        BufId(self.next_buf)
+        self.bufs.insert(data.into())
     }
 
     /// A read of the application: its buffer is looked at when it ends.
@@ -162,7 +159,7 @@ impl Node {
         let Some(disk) = self.disks.get_mut(&volume.0) else { return };
         match *op {
             DiskOp::Write { range, buf, .. } => {
-                let Some(data) = self.bufs.get(&buf.0) else { return };
+                let Some(data) = self.bufs.get(buf) else { return };
                 let len = chance.below(data.len() as u64 + 1);
                 let part = data.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
                 disk.write(range.start.0, part);
@@ -219,7 +216,7 @@ impl Node {
             Action::DigestAlgorithms { csums, verify } => self.algorithms = (csums, verify),
             Action::CompleteApp { id, result, data } => self.complete(id.0, result, data),
             Action::FreeBuf(buf) => {
-                if self.bufs.remove(&buf.0).is_none() {
+                if self.bufs.remove(buf).is_none() {
                     self.violations.push(format!("buffer {buf:?} freed twice"));
                 }
             }
@@ -239,9 +236,9 @@ impl Node {
     }
 
     fn complete(&mut self, id: u64, result: Result<(), AppError>, data: Option<BufId>) {
-        let own = self.reads.remove(&id).and_then(|buf| self.bufs.remove(&buf.0));
+        let own = self.reads.remove(&id).and_then(|buf| self.bufs.remove(buf));
         let data = match data {
-            Some(buf) => self.bufs.remove(&buf.0),
+            Some(buf) => self.bufs.remove(buf),
             None => own,
         };
         self.completed.push_back((id, result.map(|()| data)));
@@ -318,7 +315,7 @@ impl Node {
         let data = match payload {
             None => Tags::default(),
             Some(SendData::Buf(buf)) => {
-                self.bufs.get(&buf.0).cloned().unwrap_or_else(|| panic!("{buf:?} is not lent"))
+                self.bufs.get(buf).cloned().unwrap_or_else(|| panic!("{buf:?} is not lent"))
             }
             Some(SendData::Zeroes(len)) => {
                 std::iter::repeat_n(0, usize::try_from(len.0 / 512).unwrap_or(0)).collect()
@@ -452,7 +449,7 @@ impl Node {
                 });
                 match buf {
                     Some(buf) => {
-                        if let Some(place) = self.bufs.get_mut(&buf.0) {
+                        if let Some(place) = self.bufs.get_mut(buf) {
                             *place = data;
                         }
                     }
@@ -460,7 +457,7 @@ impl Node {
                 }
             }
             DiskOp::Write { range, buf, flags } => {
-                let data = self.bufs.get(&buf.0).unwrap_or_else(|| panic!("{buf:?} is not lent"));
+                let data = self.bufs.get(buf).unwrap_or_else(|| panic!("{buf:?} is not lent"));
                 assert_eq!(data.len() as u64, range.len.0, "buffer and range differ");
                 if flags.preflush {
                     disk.flush(Part::Data, mark);

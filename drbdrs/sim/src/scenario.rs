@@ -188,6 +188,11 @@ impl Scenario {
         Self { seed, setup, ops }
     }
 
+    /// Has it a volume that is large enough for many extents and pages, and for a long resync?
+    pub fn is_large(&self) -> bool {
+        is_large(&self.setup.volumes)
+    }
+
     /// A Primary that becomes the target of a resync again and again: it loses its disk, goes on
     /// with the peer's, gets its disk back, and reads what it wrote meanwhile.
     pub fn primary_as_target(seed: u64) -> Self {
@@ -226,6 +231,10 @@ impl Scenario {
     }
 }
 
+fn is_large(volumes: &[u64]) -> bool {
+    volumes.iter().any(|sectors| *sectors > 100_000)
+}
+
 fn setup(chance: &mut Chance) -> Setup {
     let volumes: Vec<u64> = (0..pick(chance, &[1_u64, 1, 1, 2, 3]))
         .map(|_| pick(chance, &[512_u64, 2048, 16_384, 16_392, 40_000, 65_536, 700_000]))
@@ -250,7 +259,7 @@ fn setup(chance: &mut Chance) -> Setup {
     if net.versions.1 < 87 {
         net.integrity_alg.clear();
     }
-    let is_large = volumes.iter().any(|sectors| *sectors > 100_000);
+    let is_large = is_large(&volumes);
     let disk = [(); 2].map(|()| {
         let mut config = disk(chance, fencing, is_volatile);
         if is_large {

@@ -50,7 +50,7 @@ fn changed(result: Changed) -> Reply {
 async fn run(cx: &Cx, command: Command) -> Reply {
     let volume = volume_of(&command);
     if let Some(nr) = volume
-        && !cx.with(|core| core.volumes.contains_key(&nr.0))
+        && !cx.with(|core| core.volumes.contains(nr))
     {
         return failure(Failure::MinorUnknown);
     }
@@ -151,8 +151,7 @@ const fn volume_of(command: &Command) -> Option<VolumeNr> {
 
 impl Core {
     fn new_volume(&mut self, nr: VolumeNr, minor: Minor) -> Reply {
-        let exists =
-            self.volumes.contains_key(&nr.0) || self.volumes.values().any(|v| v.minor == minor);
+        let exists = self.volumes.contains(nr) || self.volumes.values().any(|v| v.minor == minor);
         if exists {
             return failure(Failure::MinorOrVolumeExists);
         }
@@ -164,7 +163,7 @@ impl Core {
             volume.state.susp_nod = other.state.susp_nod;
             volume.state.susp_fen = other.state.susp_fen;
         }
-        self.volumes.insert(nr.0, volume);
+        self.volumes.insert(volume);
         self.out.push(Action::Changed);
         if level == Cstate::WFReportParams && self.conn.is_up {
             super::params::send_volume(self, nr);
@@ -196,7 +195,7 @@ async fn del_volume(cx: &Cx, nr: VolumeNr) -> Reply {
     super::change::settled(cx).await;
     cx.with(|core| {
         core.fail_waiting(nr);
-        core.volumes.remove(&nr.0);
+        core.volumes.remove(nr);
         core.out.push(Action::Changed);
         core.touch();
     });

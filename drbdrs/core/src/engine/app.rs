@@ -191,7 +191,7 @@ impl Core {
     }
 
     pub(super) fn admit_waiting(&mut self, nr: VolumeNr) {
-        while self.may_admit(nr) {
+        while self.volume(nr).is_some_and(|v| !v.app.waiting.is_empty()) && self.may_admit(nr) {
             let Some(volume) = self.volume_mut(nr) else { return };
             let Some(parked) = volume.app.waiting.pop_front() else { return };
             volume.app.admitted += 1;

@@ -18,7 +18,8 @@ impl Engine {
     pub fn audit(&self) -> Vec<String> {
         let mut found = Vec::new();
         self.procs.with(|core| {
-            for (nr, volume) in &core.volumes {
+            for volume in core.volumes.values() {
+                let nr = volume.nr;
                 if let Some(disk) = &volume.disk {
                     let counted = disk.bitmap.recount();
                     if counted != disk.bitmap.count() {
@@ -27,9 +28,8 @@ impl Engine {
                     }
                 }
                 let admitted = volume.app.admitted as usize;
-                let here = |v: VolumeNr| v.0 == *nr;
-                let open =
-                    core.log.iter().filter(|(_, r)| here(r.volume) && !r.is_completed).count();
+                let is_open = |r: &Request| r.volume == nr && !r.is_completed;
+                let open = core.log.iter().filter(|(_, r)| is_open(r)).count();
                 let queued = volume.app.queued();
                 if admitted != open + queued {
                     found.push(format!(
@@ -87,7 +87,7 @@ impl Engine {
     /// Is the bit of a block set? `None` without disk.
     pub fn is_dirty(&self, volume: u16, bit: u64) -> Option<bool> {
         self.procs.with(|core| {
-            let disk = core.volumes.get(&volume)?.disk.as_ref()?;
+            let disk = core.volumes.get(VolumeNr(volume))?.disk.as_ref()?;
             Some(disk.bitmap.is_set(bit))
         })
     }
@@ -95,7 +95,7 @@ impl Engine {
     /// Is an extent recorded in the activity log?
     pub fn is_hot(&self, volume: u16, extent: u32) -> bool {
         self.procs.with(|core| {
-            let disk = core.volumes.get(&volume).and_then(|v| v.disk.as_ref());
+            let disk = core.volumes.get(VolumeNr(volume)).and_then(|v| v.disk.as_ref());
             disk.is_some_and(|disk| disk.al.is_hot(AlExtentNr(extent)))
         })
     }
@@ -106,7 +106,7 @@ impl Engine {
             let own = core.log.iter().any(|(_, r)| {
                 r.volume.0 == volume && r.kind.is_write() && r.range.overlaps(sectors)
             });
-            let other = core.volumes.get(&volume).is_some_and(|v| {
+            let other = core.volumes.get(VolumeNr(volume)).is_some_and(|v| {
                 // A write that had to give way and is done again is in flight all the time.
                 v.peer_writes.touches(sectors)
                     || v.app.begun_writes().any(|range| range.overlaps(sectors))
@@ -122,12 +122,12 @@ impl Engine {
 
     /// The state of a volume.
     pub fn state(&self, volume: u16) -> Option<drbd_types::Fields> {
-        self.procs.with(|core| core.volumes.get(&volume).map(|v| v.state))
+        self.procs.with(|core| core.volumes.get(VolumeNr(volume)).map(|v| v.state))
     }
 
     /// Set bits of a volume.
     pub fn dirty_bits(&self, volume: u16) -> u64 {
-        self.procs.with(|core| core.volumes.get(&volume).map_or(0, Volume::dirty_bits))
+        self.procs.with(|core| core.volumes.get(VolumeNr(volume)).map_or(0, Volume::dirty_bits))
     }
 
     /// Is a connection configured?

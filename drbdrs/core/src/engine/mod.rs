@@ -46,6 +46,7 @@ pub mod status;
 mod timers;
 mod verify;
 mod volume;
+mod volumes;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -67,6 +68,7 @@ use self::connection::Connection;
 use self::io::{Answer, InFlight};
 use self::proc::{Procs, Start};
 use self::volume::Volume;
+use self::volumes::Volumes;
 
 /// One resource.
 pub struct Engine {
@@ -80,7 +82,7 @@ pub(crate) struct Core {
     random: Random,
     config: ResourceConfig,
     conn: Connection,
-    volumes: BTreeMap<u16, Volume>,
+    volumes: Volumes,
     /// Application requests of all volumes, in order.
     log: TransferLog,
     /// What the peer knows about their epochs.
@@ -138,7 +140,7 @@ impl Engine {
             random: Random(seed),
             config: ResourceConfig::default(),
             conn: Connection::default(),
-            volumes: BTreeMap::new(),
+            volumes: Volumes::default(),
             log: TransferLog::default(),
             sent_epoch: SentEpoch::default(),
             peer_epochs: PeerEpochs::default(),
@@ -198,7 +200,7 @@ impl Core {
         match event {
             Event::App(request) => self.on_app(request),
             Event::OpenCount { volume, users } => {
-                if let Some(volume) = self.volumes.get_mut(&volume.0) {
+                if let Some(volume) = self.volumes.get_mut(volume) {
                     volume.users = users;
                     self.touch();
                 }
@@ -240,7 +242,7 @@ impl Core {
 
     fn volume_numbers(&self) -> impl Iterator<Item = VolumeNr> + use<> {
         let mut numbers = [0; 4];
-        let all = self.volumes.keys().copied();
+        let all = self.volumes.numbers().iter().copied();
         // Almost always a handful: no allocation then.
         if self.volumes.len() <= numbers.len() {
             let len = self.volumes.len();
@@ -253,16 +255,16 @@ impl Core {
     }
 
     fn volume(&self, nr: VolumeNr) -> Option<&Volume> {
-        self.volumes.get(&nr.0)
+        self.volumes.get(nr)
     }
 
     fn volume_mut(&mut self, nr: VolumeNr) -> Option<&mut Volume> {
-        self.volumes.get_mut(&nr.0)
+        self.volumes.get_mut(nr)
     }
 
     /// The state of a volume; that of a new one if there is none.
     fn state(&self, nr: VolumeNr) -> Fields {
-        self.volumes.get(&nr.0).map_or(Fields::NEW, |v| v.state)
+        self.volumes.get(nr).map_or(Fields::NEW, |v| v.state)
     }
 
     fn is_primary_anywhere(&self) -> bool {

@@ -402,7 +402,7 @@ impl Core {
 
     /// The disk has done a write, or nobody wants it any more.
     fn forget_order(&mut self, nr: VolumeNr, key: PeerWriteKey) {
-        let Some(volume) = self.volumes.get_mut(&nr.0) else { return };
+        let Some(volume) = self.volumes.get_mut(nr) else { return };
         let Some(write) = volume.peer_writes.all.get(key) else { return };
         volume.peer_writes.undone.remove(write.range, (write.order, key));
         self.conn.active_writes.remove(&write.order);

@@ -580,7 +580,7 @@ impl Core {
         let Some(request) = self.log.remove(key) else { return };
         let nr = request.volume;
         self.touch();
-        let Some(volume) = self.volumes.get_mut(&nr.0) else { return };
+        let Some(volume) = self.volumes.get_mut(nr) else { return };
         if request.is_in_tree {
             volume.app.tree.remove(request.range, Writer::Own(key));
         }

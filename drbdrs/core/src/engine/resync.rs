@@ -455,7 +455,8 @@ impl Core {
             progress.on_cleared(now, left);
         }
         let extent = range.start.0 >> 15;
-        let is_extent_clean = || disk.bitmap.count_in(extent * 4096..(extent + 1) * 4096) == 0;
+        let next_set = || disk.bitmap.next_set(extent * 4096);
+        let is_extent_clean = || next_set().is_none_or(|bit| bit >= (extent + 1) * 4096);
         if now.0 > run.last_page_write.0 + PAGES_INTERVAL && is_extent_clean() {
             run.last_page_write = now;
             self.queue_work(Work::WriteBitmap { nr });

@@ -119,7 +119,7 @@ impl Core {
     /// P_UUIDS; nothing without disk. `flags` are added to those of the volume.
     pub(super) fn send_uuids(&mut self, nr: VolumeNr, flags: u64) {
         let discards = self.conn.discard_my_data;
-        let Some(volume) = self.volumes.get_mut(&nr.0) else { return };
+        let Some(volume) = self.volumes.get_mut(nr) else { return };
         if volume.state.disk < Dstate::Negotiating || !self.conn.is_up {
             return;
         }

@@ -19,14 +19,24 @@ impl Run {
             }
         }
         for volume in self.volumes() {
-            self.check_covered(volume)?;
-            self.check_targets(volume)?;
+            let differing = self.differing(volume);
+            self.check_covered(volume, &differing)?;
+            self.check_targets(volume, &differing)?;
         }
         Ok(())
     }
 
+    /// See [`SimDisk::differing`](crate::disk::SimDisk::differing); none if a disk is not there.
+    pub(super) fn differing(&self, volume: u16) -> Vec<u64> {
+        let [a, b] = &self.world.nodes;
+        match (a.disks.get(&volume), b.disks.get(&volume)) {
+            (Some(left), Some(right)) => left.differing(right),
+            _ => Vec::new(),
+        }
+    }
+
     /// Invariant 14: blocks that differ are marked, or being written, or in the activity log.
-    pub(super) fn check_covered(&self, volume: u16) -> Checked {
+    pub(super) fn check_covered(&self, volume: u16, differing: &[u64]) -> Checked {
         let [a, b] = &self.world.nodes;
         let (Some(x), Some(y)) = (self.state(0, volume), self.state(1, volume)) else {
             return Ok(());
@@ -34,27 +44,26 @@ impl Run {
         if x.disk < Dstate::Inconsistent || y.disk < Dstate::Inconsistent {
             return Ok(());
         }
-        let (Some(left), Some(right)) = (a.disks.get(&volume), b.disks.get(&volume)) else {
-            return Ok(());
-        };
-        for sector in left.differing(right) {
+        for &sector in differing {
             let bit = sector / 8;
             let is_marked =
-                [a, b].iter().any(|node| node.engine.is_dirty(volume, bit) == Some(true));
+                || [a, b].iter().any(|node| node.engine.is_dirty(volume, bit) == Some(true));
             let extent = u32::try_from(sector >> 13).unwrap_or(0);
-            let is_hot = [(a, &x), (b, &y)].iter().any(|(node, state)| {
-                let keeps_log = state.role == Role::Primary || state.peer == Role::Primary;
-                keeps_log && node.engine.is_hot(volume, extent)
-            });
+            let is_hot = || {
+                [(a, &x), (b, &y)].iter().any(|(node, state)| {
+                    let keeps_log = state.role == Role::Primary || state.peer == Role::Primary;
+                    keeps_log && node.engine.is_hot(volume, extent)
+                })
+            };
             let block = range(sector / 8 * 8, 8);
-            let is_written = [a, b].iter().any(|n| n.engine.is_being_written(volume, block));
-            if !is_marked && !is_hot && !is_written {
+            let is_written = || [a, b].iter().any(|n| n.engine.is_being_written(volume, block));
+            if !is_marked() && !is_hot() && !is_written() {
+                let [left, right] = [a, b].map(|node| node.disks[&volume].sector(sector));
                 return broken(
                     "uncovered",
                     format!(
-                        "volume {volume} sector {sector} differs ({} and {}) and nobody knows (14)",
-                        left.sector(sector),
-                        right.sector(sector)
+                        "volume {volume} sector {sector} differs ({left} and {right}) and nobody \
+                         knows (14)"
                     ),
                 );
             }
@@ -65,6 +74,9 @@ impl Run {
     // ---- states ----
 
     pub(super) fn read_log(&mut self, node: usize) {
+        if self.lines[node] == self.world.nodes[node].log.len() {
+            return;
+        }
         let new = self.lines[node].min(self.world.nodes[node].log.len());
         let lines = self.world.nodes[node].log[new..].to_vec();
         self.lines[node] = self.world.nodes[node].log.len();
@@ -142,7 +154,7 @@ impl Run {
             if was.is_some_and(|was| !is_cut_off(&was)) && is_cut_off(&is) {
                 self.oracle.stopped(node, self.setup.net.protocol == Protocol::C);
             }
-            self.check_covered(volume)?;
+            self.check_covered(volume, &self.differing(volume))?;
             let is_good = |s: &Fields| {
                 s.disk == Dstate::UpToDate
                     && s.pdsk == Dstate::UpToDate

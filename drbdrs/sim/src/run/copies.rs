@@ -34,7 +34,7 @@ impl Run {
 
     /// A target has the bit of every block that it lacks, except where a write is under way: a
     /// Primary reads there what is unmarked (16, 33).
-    pub(super) fn check_targets(&self, volume: u16) -> Checked {
+    pub(super) fn check_targets(&self, volume: u16, differing: &[u64]) -> Checked {
         for node in 0..2 {
             let (Some(target), Some(source)) =
                 (self.state(node, volume), self.state(1 - node, volume))
@@ -46,23 +46,20 @@ impl Run {
             let is_source = source.disk == Dstate::UpToDate
                 && matches!(source.conn, Cstate::SyncSource | Cstate::PausedSyncS);
             if is_target && is_source {
-                self.check_target(node, volume)?;
+                self.check_target(node, volume, differing)?;
             }
         }
         Ok(())
     }
 
-    fn check_target(&self, node: usize, volume: u16) -> Checked {
+    fn check_target(&self, node: usize, volume: u16, differing: &[u64]) -> Checked {
         let [a, b] = &self.world.nodes;
-        let (Some(left), Some(right)) = (a.disks.get(&volume), b.disks.get(&volume)) else {
-            return Ok(());
-        };
         let target = &self.world.nodes[node].engine;
-        for sector in left.differing(right) {
+        for &sector in differing {
             let block = range(sector / 8 * 8, 8);
             let is_marked = target.is_dirty(volume, sector / 8) == Some(true);
-            let is_written = [a, b].iter().any(|n| n.engine.is_being_written(volume, block));
-            if !is_marked && !is_written {
+            let is_written = || [a, b].iter().any(|n| n.engine.is_being_written(volume, block));
+            if !is_marked && !is_written() {
                 return broken(
                     "unmarked",
                     format!("node {node} volume {volume}: a target lacks sector {sector} (16)"),

@@ -336,12 +336,7 @@ impl Run {
             }
         }
         for volume in self.volumes() {
-            let [a, b] = &self.world.nodes;
-            let differing = match (a.disks.get(&volume), b.disks.get(&volume)) {
-                (Some(left), Some(right)) => left.differing(right),
-                _ => Vec::new(),
-            };
-            if let Some(sector) = differing.first() {
+            if let Some(sector) = self.differing(volume).first() {
                 return broken("differ", format!("volume {volume}: the disks differ at {sector}"));
             }
             for node in 0..2 {
