@@ -118,6 +118,9 @@ pub struct DeviceOffer {
     pub size: SectorCount,
     /// Applications may use it: the node is Primary.
     pub is_primary: bool,
+    /// It holds what this node had when it went down as Primary, and since then nobody else has
+    /// written: who had the device open then, and has it still, may go on.
+    pub is_continued: bool,
     /// Largest read or write, bytes.
     pub max_io: u32,
     /// Largest discard, bytes; 0: no discards.

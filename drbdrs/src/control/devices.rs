@@ -139,13 +139,15 @@ async fn with_device<R: Send + 'static>(
 async fn start(node: &Rc<Node>, id: Id, nr: VolumeNr, offer: DeviceOffer, there: &mut There) {
     let Some(volume) = volume(node, id, nr, offer) else { return };
     let (drivers, is_demanded) = chosen(node, &volume);
-    if drivers.is_empty() {
-        return;
-    }
     let name = format!("{}/{} drbd{}", volume.resource, nr.0, volume.minor);
-    let made = tokio::task::spawn_blocking(move || start_first(&drivers, &volume));
+    let all: Vec<_> = node.drivers.iter().map(|(_, driver)| Arc::clone(driver)).collect();
+    let made = tokio::task::spawn_blocking(move || match inherit(&all, &volume) {
+        Some(device) => Ok(device),
+        None => start_first(&drivers, &volume),
+    });
     match made.await.unwrap_or_else(|panic| Err(vec![panic.to_string()])) {
         Ok(device) => arrived(node, id, nr, there, device),
+        Err(problems) if problems.is_empty() => {}
         Err(problems) if is_demanded => {
             let text = problems.join("; ");
             tracing::error!("drbd {name}: no block device: {text}");
@@ -165,6 +167,26 @@ fn chosen(node: &Node, volume: &Volume) -> (Vec<Arc<dyn Driver>>, bool) {
         is_demanded |= matches!(front_end, FrontEnd::Ublk | FrontEnd::NbdKernel);
     }
     (drivers, is_demanded)
+}
+
+/// The device that a daemon which is gone has left, if whoever has it open may go on; otherwise that
+/// comes to its end.
+fn inherit(drivers: &[Arc<dyn Driver>], volume: &Volume) -> Option<Box<dyn Device>> {
+    for driver in drivers {
+        let Some(node) = driver.find(volume) else { continue };
+        let shown = node.display();
+        if volume.offer.is_continued {
+            match driver.take_over(volume, &node) {
+                Ok(device) => return Some(device),
+                Err(error) => tracing::error!("{shown} can not be taken over: {error}"),
+            }
+        }
+        match driver.discard(volume, &node) {
+            Ok(()) => tracing::warn!("{shown}: ended, its data may be others now"),
+            Err(error) => tracing::error!("{shown} can not be ended: {error}"),
+        }
+    }
+    None
 }
 
 fn start_first(

@@ -117,6 +117,7 @@ impl Machine for PassThrough {
                 let offer = DeviceOffer {
                     size: opened.backing,
                     is_primary: self.limits.is_primary,
+                    is_continued: false,
                     max_io: self.limits.max_io,
                     max_discard: self.limits.max_discard,
                     max_write_zeroes: self.limits.max_write_zeroes,

@@ -23,7 +23,7 @@ use super::change::{Changed, Done, Opt, Wanted, request, settled};
 use super::io::{flush_data, meta as meta_op};
 use super::proc::Cx;
 use super::volume::Disk;
-use super::{Core, call_handler, meta, resize};
+use super::{Core, call_handler, meta, resize, resume};
 
 /// Pages of the bitmap that are read with one action.
 const PAGES_PER_READ: u32 = 4096;
@@ -259,6 +259,7 @@ impl Core {
         let state = volume.state;
         volume.marks.crashed_primary = facts::crashed_primary_at_attach(superblock.flags, &state);
         volume.marks.degraded_wfc = facts::degraded_at_attach(superblock.flags, &state);
+        volume.marks.resumable = resume::at_attach(superblock.flags, &state);
         // Whether the peer has seen it is not known: assume that it has.
         volume.marks.current_is_known = superblock.current != Gi::JUST_CREATED;
         if !is_up {

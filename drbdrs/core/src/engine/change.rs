@@ -249,6 +249,7 @@ impl Core {
         {
             self.conn.state_sent = false;
         }
+        self.follow_resumption(nr, old, new);
         // The former needs what the latter forgets.
         self.note_generation_due(nr, old, new);
         self.follow_resync(nr, old, new);

@@ -37,6 +37,7 @@ mod proc;
 mod receive;
 mod request;
 mod resize;
+pub mod resume;
 mod resync;
 mod role;
 mod send;

@@ -341,6 +341,7 @@ impl Core {
         let offer = DeviceOffer {
             size: volume.size,
             is_primary: volume.is_open_for_use && state.role == drbd_types::Role::Primary,
+            is_continued: volume.marks.resumable.is_some(),
             max_io,
             max_discard: if can_discard { large } else { 0 },
             max_write_zeroes: if mirrors && !may_zero { 0 } else { 128 << 20 },

@@ -16,6 +16,7 @@ use crate::generation::Slots;
 use crate::generation::explain::Reason;
 use crate::resync::progress::{Detail, Shown, left_to_sync};
 
+use super::resume::Resumption;
 use super::{Core, Engine};
 
 /// One resource.
@@ -108,6 +109,8 @@ pub struct VolumeStatus {
     pub crashed_primary: bool,
     /// Crashed as Primary without connection: `degr-wfc-timeout` applies.
     pub degraded_wfc: bool,
+    /// May this node, which went down as Primary, be Primary again as if nothing had happened?
+    pub resumption: Resumption,
     /// New application I/O is not accepted now.
     pub is_blocked: bool,
     /// Extents in use, places and counters of the activity log.
@@ -229,6 +232,7 @@ impl Core {
             device_uuid: disk.map_or(0, |d| d.superblock.device_uuid),
             crashed_primary: volume.marks.crashed_primary,
             degraded_wfc: volume.marks.degraded_wfc,
+            resumption: self.resumption(nr),
             is_blocked: !self.may_admit(nr),
             activity_log: disk.map(|d| (d.al.references(), d.al.slots(), d.al.counters())),
             resync_extents: volume.extents.held(),

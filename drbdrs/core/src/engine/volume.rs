@@ -17,6 +17,7 @@ use crate::resync::extents::RsExtents;
 use super::app::AppQueues;
 use super::claims::Claims;
 use super::peer_write::PeerWrites;
+use super::resume::Resumable;
 use super::resync::ResyncRun;
 use super::serve::Serves;
 use super::stats::VolumeStats;
@@ -84,6 +85,10 @@ pub(super) struct Marks {
     pub(super) crashed_primary: bool,
     pub(super) uuid_on_thaw: bool,
     pub(super) degraded_wfc: bool,
+    /// This node went down as Primary, and nobody else can have written since. See [`resume`].
+    ///
+    /// [`resume`]: super::resume
+    pub(super) resumable: Option<Resumable>,
     pub(super) consider_resync: bool,
     pub(super) resize_pending: bool,
     pub(super) grow_resync_due: bool,

@@ -65,15 +65,22 @@ pub trait Driver: Send + Sync {
     /// The kernel refuses.
     fn start(&self, volume: &Volume) -> io::Result<Box<dyn Device>>;
 
-    /// Is the device with this node one that a daemon which is gone has made for this volume, and
-    /// does the kernel still wait for a successor of it?
-    fn is_waiting(&self, volume: &Volume, node: &Path) -> bool;
+    /// The device that a daemon which is gone has made for this volume, and for which the kernel
+    /// still waits for a successor.
+    fn find(&self, volume: &Volume) -> Option<PathBuf>;
 
-    /// Becomes that successor. Requests that were not answered come again.
+    /// Becomes that successor. Requests that were not answered come again. Only for a volume that
+    /// [`DeviceOffer::is_continued`]: whoever has the device open must find the data that it knows.
     ///
     /// # Errors
     /// The kernel waits no more.
     fn take_over(&self, volume: &Volume, node: &Path) -> io::Result<Box<dyn Device>>;
+
+    /// Ends such a device. Whoever has it open gets errors.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn discard(&self, volume: &Volume, node: &Path) -> io::Result<()>;
 }
 
 /// A block device. Dropped, it is left to a successor.

@@ -102,19 +102,16 @@ impl Driver for Nbd {
     }
 
     fn start(&self, volume: &Volume) -> io::Result<Box<dyn Device>> {
-        let mark = self.mark(volume);
         let mut disk = Disk::new(self, volume, 0)?;
-        for index in existing(&mark) {
-            // Left by a daemon that is gone, and not to be continued.
-            disk.index = index;
-            disk.stop()?;
-        }
         disk.connect(&volume.offer)?;
         Ok(Box::new(disk))
     }
 
-    fn is_waiting(&self, volume: &Volume, node: &Path) -> bool {
-        index_of(node).is_some_and(|index| is_marked(index, &self.mark(volume)))
+    fn find(&self, volume: &Volume) -> Option<PathBuf> {
+        let mark = self.mark(volume);
+        let names = std::fs::read_dir("/sys/block").ok()?.flatten();
+        let mut nodes = names.map(|entry| Path::new("/dev").join(entry.file_name()));
+        nodes.find(|node| index_of(node).is_some_and(|index| is_marked(index, &mark)))
     }
 
     fn take_over(&self, volume: &Volume, node: &Path) -> io::Result<Box<dyn Device>> {
@@ -132,6 +129,10 @@ impl Driver for Nbd {
         }
         disk.change(&volume.offer)?;
         Ok(Box::new(disk))
+    }
+
+    fn discard(&self, volume: &Volume, node: &Path) -> io::Result<()> {
+        Disk::new(self, volume, index_of(node).ok_or(io::ErrorKind::NotFound)?)?.stop()
     }
 }
 
@@ -151,13 +152,6 @@ fn is_marked(index: u32, mark: &str) -> bool {
 
 fn is_connected(index: u32) -> bool {
     folder(index).join("pid").exists()
-}
-
-/// Devices with this mark.
-fn existing(mark: &str) -> Vec<u32> {
-    let names = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let number = |name: std::ffi::OsString| name.to_str()?.strip_prefix("nbd")?.parse().ok();
-    names.filter_map(|entry| number(entry.file_name())).filter(|i| is_marked(*i, mark)).collect()
 }
 
 /// What the driver is told of the server.
@@ -364,6 +358,7 @@ mod tests {
         let mut offer = DeviceOffer {
             size: drbd_types::SectorCount(8),
             is_primary: true,
+            is_continued: false,
             max_io: 4096,
             max_discard: 0,
             max_write_zeroes: 0,

@@ -442,6 +442,7 @@ fn tests_export(name: &str) -> Export {
     let offer = DeviceOffer {
         size: drbd_types::SectorCount(2048),
         is_primary: true,
+        is_continued: false,
         max_io: 1 << 20,
         max_discard: 1 << 20,
         max_write_zeroes: 1 << 20,

@@ -65,25 +65,19 @@ impl Driver for Ublk {
         let control = Control::open()?;
         let mark = self.mark(volume);
         for info in existing(&control).filter(|info| info.mark == mark) {
-            if info.state == state::DEAD {
-                // It never was a disk, or is none any more.
-                control.delete(info.id)?;
-            } else {
-                return self.take_over(volume, &disk(info.id));
-            }
+            // It never was a disk, or is none any more.
+            control.delete(info.id)?;
         }
         let mut disk = Disk { control, volume: volume.clone(), mark, id: volume.minor, size: 0 };
         disk.start()?;
         Ok(Box::new(disk))
     }
 
-    fn is_waiting(&self, volume: &Volume, node: &Path) -> bool {
-        let waits = |control: Control, id| {
-            let info = control.info(id)?;
-            Ok::<_, io::Error>(info.mark == self.mark(volume) && info.state != state::DEAD)
-        };
-        let found = id_of(node).map(|id| waits(Control::open()?, id));
-        found.is_some_and(|waits| waits.unwrap_or(false))
+    fn find(&self, volume: &Volume) -> Option<PathBuf> {
+        let control = Control::open().ok()?;
+        let mark = self.mark(volume);
+        let waits = |info: &DeviceInfo| info.mark == mark && info.state != state::DEAD;
+        existing(&control).find(waits).map(|info| disk(info.id))
     }
 
     fn take_over(&self, volume: &Volume, node: &Path) -> io::Result<Box<dyn Device>> {
@@ -99,6 +93,13 @@ impl Driver for Ublk {
             tracing::warn!("{}: {error}", disk.node().display());
         }
         Ok(Box::new(disk))
+    }
+
+    fn discard(&self, _: &Volume, node: &Path) -> io::Result<()> {
+        let id = id_of(node).ok_or(io::ErrorKind::NotFound)?;
+        let control = Control::open()?;
+        control.stop(id)?;
+        control.delete(id)
     }
 }
 
@@ -210,6 +211,7 @@ mod tests {
             offer: DeviceOffer {
                 size: drbd_types::SectorCount(0),
                 is_primary: true,
+                is_continued: false,
                 max_io: 0,
                 max_discard: 0,
                 max_write_zeroes: 0,
