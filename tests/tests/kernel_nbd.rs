@@ -1,9 +1,10 @@
 //! Volumes as block devices of the kernel's NBD driver, replicated to another daemon.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use drbdrs_tests::device_pair::DevicePair;
+use drbdrs_tests::kernel_pair::LONG;
 use drbdrs_tests::need::{Need, trial};
 use libtest_mimic::{Arguments, Failed};
 
@@ -14,7 +15,10 @@ fn main() {
             body().map_err(|error| Failed::from(format!("{error:#}")))
         })
     };
-    let tests = vec![test("a_file_system_on_an_nbd_device", file_system)];
+    let tests = vec![
+        test("a_file_system_on_an_nbd_device", file_system),
+        test("the_daemon_is_killed_under_an_nbd_device", killed),
+    ];
     libtest_mimic::run(&args, tests).exit();
 }
 
@@ -76,5 +80,34 @@ fn file_system() -> Result<()> {
     clock.say("down");
     let log = pair.guest.log()?;
     ensure!(!log.contains("I/O error"), "{log}");
+    pair.guest.shutdown()
+}
+
+/// Requests wait for the next daemon, and none fails.
+fn killed() -> Result<()> {
+    let clock = Clock(Instant::now());
+    let mut pair = nbd()?;
+    clock.say("in sync");
+    let rounds = std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let fio =
+        pair.guest.spawn(&format!("{FIO} --loops=1000 --do_verify=1 --verify_backlog=256"))?;
+    for round in 0..rounds {
+        std::thread::sleep(Duration::from_millis(500 + round % 4 * 400));
+        pair.tell(pair.kill_daemon())?;
+        pair.tell(pair.start_daemon())?;
+        pair.tell(pair.adm("up r0"))?;
+        pair.tell(pair.adm("primary r0"))?;
+        clock.say("again");
+    }
+    pair.in_sync()?;
+    std::thread::sleep(Duration::from_secs(1));
+    pair.guest.ok("kill -INT $(pidof fio)")?;
+    let fio = fio.wait(LONG)?;
+    println!("{}", fio.out);
+    ensure!(!fio.out.contains("error"), "{fio:?}");
+    let log = pair.guest.log()?;
+    ensure!(!log.contains("I/O error"), "{log}");
+    pair.compare()?;
+    pair.tell(pair.adm("secondary r0"))?;
     pair.guest.shutdown()
 }
