@@ -16,6 +16,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control::{Control, Program};
+use crate::front::kernel::guard;
 use crate::front::nbd::door::{Door, Listen};
 use crate::status::file::StatusFile;
 
@@ -66,6 +67,7 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
         made.map_err(wanted(folder.display().to_string()))?;
     }
     let _lock = lock(&socket)?;
+    guard::flusher();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(wanted("the runtime"))?;
     let local = tokio::task::LocalSet::new();

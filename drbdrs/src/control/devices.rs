@@ -21,6 +21,7 @@ use drbd_types::{Failure, Refusal, VolumeNr};
 
 use super::machine::Id;
 use super::registry::Node;
+use crate::front::kernel::guard;
 use crate::front::kernel::links::Links;
 use crate::front::kernel::nbd::Nbd;
 use crate::front::kernel::{Device, Driver, ForPlane, Volume};
@@ -220,6 +221,7 @@ fn volume(node: &Node, id: Id, nr: VolumeNr, offer: DeviceOffer) -> Option<Volum
 }
 
 fn arrived(node: &Node, id: Id, nr: VolumeNr, there: &mut There, device: Box<dyn Device>) {
+    guard::enter();
     let path = device.node();
     there.device = Some(device);
     let folder = &node.settings.node.device_dir;

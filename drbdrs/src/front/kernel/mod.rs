@@ -6,6 +6,7 @@
 //!
 //! Everything here may block, and is called on threads that may.
 
+pub mod guard;
 pub mod links;
 pub mod nbd;
 mod netlink;

@@ -12,7 +12,10 @@ use std::sync::{Mutex, PoisonError};
 use drbd_core::event::{DiskLimits, Opened};
 use drbd_types::{ByteLen, Failure, SectorCount};
 use drbdmeta::layout::Placement;
-use rustix::fs::{AtFlags, FileType, FlockOperation, OFlags, SeekFrom, StatxFlags, fcntl_lock};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, OFlags, SeekFrom, StatxFlags, fcntl_lock, flock,
+};
+use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use super::super::io::Fd;
@@ -131,9 +134,7 @@ impl OpenDisk {
 
 /// Lengths of files or devices, bytes. May block.
 pub(super) fn measure(files: &[Fd; 2]) -> Result<[u64; 2], i32> {
-    let len = |file: &Fd| {
-        rustix::fs::seek(file, SeekFrom::End(0)).map_err(rustix::io::Errno::raw_os_error)
-    };
+    let len = |file: &Fd| rustix::fs::seek(file, SeekFrom::End(0)).map_err(Errno::raw_os_error);
     Ok([len(&files[0])?, len(&files[1])?])
 }
 
@@ -171,6 +172,13 @@ impl Device {
                     let pid = holder.ok().flatten().and_then(|found| found.pid);
                     let pid = pid.map_or_else(|| "unknown".into(), |pid| pid.to_string());
                     return Err(busy(&format!("lock currently held by pid:{pid}")));
+                }
+                // That lock goes with the process that has it. What the process was writing then may
+                // still be on its way, and keeps the open file and this lock, as it keeps the claim
+                // on a block device.
+                let lock = FlockOperation::NonBlockingLockExclusive;
+                if alone && flock(&file, lock) == Err(Errno::WOULDBLOCK) {
+                    return Err(busy("writes of a process that is gone have not ended"));
                 }
                 Ok(plain_file(file, &info, align, claim))
             }

@@ -504,3 +504,19 @@ proptest! {
         behaves_on_large_blocks(&steps);
     }
 }
+
+/// What the kernel still writes for a process that is gone keeps its open file.
+#[test]
+fn a_file_that_is_still_being_written_is_not_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let disk = OpenDisk::open(&paths(&path)).unwrap();
+    let in_flight = rustix::io::dup(&disk.data.file).unwrap();
+    drop(disk);
+    let error = OpenDisk::open(&paths(&path)).unwrap_err();
+    assert_eq!(error.errno, libc::EBUSY);
+    assert!(error.text.contains("have not ended"), "{error}");
+    drop(in_flight);
+    assert!(OpenDisk::open(&paths(&path)).is_ok());
+}
