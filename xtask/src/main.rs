@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask demo` and `cargo xtask test` are the two commands of the README.
 
+mod coverage;
 mod demo;
 mod deps;
 mod interop;
@@ -65,6 +66,13 @@ enum Task {
     },
     /// Runs all suites with the kernel's DRBD and rewrites the table in drbdrs/docs/interop.md.
     Interop,
+    /// Lines of the engine that its tests, the simulator's and the replay of captures run (needs
+    /// cargo-llvm-cov).
+    Coverage {
+        /// Also which lines are not.
+        #[arg(long)]
+        missing: bool,
+    },
     /// Long runs of a randomised suite.
     Soak {
         #[command(subcommand)]
@@ -149,6 +157,7 @@ fn main() -> ExitCode {
         Task::Deps => deps::deps(),
         Task::Guest { if_missing, run } => guest(if_missing, run.as_deref()),
         Task::Interop => interop::interop(),
+        Task::Coverage { missing } => coverage::coverage(missing),
         Task::Soak { suite } => soak(&suite),
         Task::Fuzz { target, minutes } => fuzz(&target, minutes),
         Task::Bench { name, rest } => bench(&name, &rest),
