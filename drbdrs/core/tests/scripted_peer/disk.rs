@@ -1,15 +1,18 @@
 //! Attach and what it leaves.
 
+use std::collections::BTreeSet;
+
 use super::rig::*;
 use drbd_core::action::DiskOp;
 use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, NetConfig, OnIoError};
 use drbd_core::event::{AppOp, IoFailure};
 use drbd_core::ids::BufId;
-use drbd_sim::script::{Held, ScriptDisk};
+use drbd_sim::script::{Held, Script, ScriptDisk};
 use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, Role, VolumeNr};
 use drbd_wire::packet::{AckKind, RequestKind};
 use drbd_wire::{Packet, Stream};
+use drbdmeta::superblock::Flags;
 
 /// Pages of the bitmap that are entirely zero are not delivered by the shell: they must not stay as
 /// setting the size has left them.
@@ -164,4 +167,51 @@ fn skipping_the_initial_sync_waits_for_the_first_report_of_the_peer() {
     assert_eq!(script.replies[&ticket.0].code, 1, "{:?}", script.log);
     let state = script.state(0);
     assert_eq!((state.disk, state.pdsk), (Dstate::UpToDate, Dstate::UpToDate));
+}
+
+/// After each answer power could be cut: whatever the disk was given to write is marked then, by the
+/// bitmap, the activity log, or because all is taken for different.
+fn answer_all_with_cuts(script: &mut Script, given: &mut BTreeSet<u64>) {
+    while !script.held.is_empty() {
+        given.extend(script.held.iter().filter_map(|held| match held {
+            Held::Disk(_, _, DiskOp::Write { range, .. }) => Some(range.start.0 / 8),
+            _ => None,
+        }));
+        let mut disk = script.disks[&0].clone();
+        disk.apply_al();
+        let mut after = without_disk(disk);
+        after.attach(0, DiskConfig::default());
+        for block in &*given {
+            assert_eq!(after.engine.is_dirty(0, *block), Some(true), "{block}: {:?}", script.held);
+        }
+        script.answer(0, None);
+    }
+}
+
+#[test]
+fn al_updates_may_change_while_the_device_is_in_use() {
+    let mut script = without_disk(sized_disk(80 * 8192, &[]));
+    script.attach(0, DiskConfig::default());
+    script.command(Command::Primary { volume: V0, force: false });
+    script.holds = true;
+    let mut given = BTreeSet::new();
+    let mut extent = 0;
+    for al_updates in [false, true, false, true] {
+        let before = write(&mut script, extent * 8192);
+        let config = DiskConfig { al_updates, ..Default::default() };
+        let ticket = script.begin(Command::DiskOptions { volume: V0, config: Box::new(config) });
+        let meanwhile = write(&mut script, (extent + 1) * 8192);
+        answer_all_with_cuts(&mut script, &mut given);
+        assert_eq!(script.replies[&ticket.0].code, 1);
+        assert_eq!(stored(&script).contains(Flags::AL_DISABLED), !al_updates);
+        let after = write(&mut script, (extent + 2) * 8192);
+        let is_logged = matches!(script.held[..], [Held::Meta(..)]);
+        assert_eq!(is_logged, al_updates, "{:?}", script.held);
+        answer_all_with_cuts(&mut script, &mut given);
+        for id in [before, meanwhile, after] {
+            assert_eq!(script.completed[&id.0], Ok(()));
+        }
+        extent += 3;
+    }
+    assert_clean(&script);
 }

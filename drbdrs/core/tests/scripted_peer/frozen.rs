@@ -67,6 +67,8 @@ fn a_suspension_does_not_end_within_a_handshake() {
     protocol(&mut script, &NetConfig::default());
     let ticket = script.begin(Command::ResumeIo(V0));
     assert!(!script.completed.contains_key(&id.0) && !script.replies.contains_key(&ticket.0));
+    // The identifiers that it would begin were not told to the peer.
+    assert!(!script.has_logged("new current UUID"), "{:?}", script.log);
     greet_volume(&mut script, 0);
     assert_eq!(script.replies[&ticket.0].code, 1);
     let packets = sent(&mut script);

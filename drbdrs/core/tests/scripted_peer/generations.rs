@@ -7,6 +7,7 @@ use super::rig::*;
 use drbd_core::action::Handler;
 use drbd_core::admin::Command;
 use drbd_core::config::{DiskConfig, Fencing, NetConfig, OnCongestion, Protocol};
+use drbd_core::event::StreamLoss;
 use drbd_core::generation::splitbrain::{OnePrimary, Policies, ZeroPrimaries};
 use drbd_sim::script::{Script, ScriptDisk};
 use drbd_types::{Cstate, Dstate, Fields, Gi, Minor, Role, SectorCount, StateWord};
@@ -145,15 +146,16 @@ fn defect_d8_a_stale_flag_of_an_attach_does_no_harm() {
     greet_as(&mut script, params(&net), stale, peer_state());
     let state = script.state(0);
     assert_eq!((state.conn, state.pdsk), (Cstate::Connected, Dstate::UpToDate));
-}
-
-/// The flags in the superblock on disk.
-fn stored(script: &Script) -> Flags {
-    let disk = &script.disks[&0];
-    let at = drbdmeta::layout::Placement::FlexExternal
-        .superblock(drbd_types::ByteLen(disk.meta_len))
-        .unwrap();
-    drbdmeta::superblock::Superblock::from_disk(&disk.blocks[&at.0][..]).unwrap().flags
+    // It is about a disk that is being attached, and about this one alone.
+    for (flags, real) in [(4, "Inconsistent"), (0, "Consistent")] {
+        script.lose(Stream::Data, StreamLoss::Reset);
+        script.wait_until_up();
+        let attaching = Fields { disk: Dstate::Negotiating, ..peer_state() };
+        greet_as(&mut script, params(&net), Uuids { flags, ..uuids(CURRENT) }, attaching);
+        let said = script.log.iter().rfind(|line| line.text.starts_with("real peer disk state"));
+        let said = said.map(|line| &line.text[..]);
+        assert_eq!(said, Some(&format!("real peer disk state = {real}")[..]));
+    }
 }
 
 #[test]
@@ -206,7 +208,7 @@ fn defect_d11_the_line_about_stable_data_is_as_it_was() {
     answer_pings(&mut script);
     script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
     script.command(Command::SuspendIo(V0));
-    script.lose(Stream::Data, drbd_core::event::StreamLoss::Reset);
+    script.lose(Stream::Data, StreamLoss::Reset);
     script.wait_until_up();
     let theirs = Uuids { bitmap: Gi(CURRENT), ..uuids(0x9999_0000) };
     greet_as(&mut script, params(&net), theirs, peer_state());

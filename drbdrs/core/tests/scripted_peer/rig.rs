@@ -66,6 +66,15 @@ pub(crate) fn connect(mut script: Script, net: &NetConfig) -> Script {
     script
 }
 
+/// The flags in the superblock on disk.
+pub(crate) fn stored(script: &Script) -> Flags {
+    let disk = &script.disks[&0];
+    let at = drbdmeta::layout::Placement::FlexExternal
+        .superblock(drbd_types::ByteLen(disk.meta_len))
+        .unwrap();
+    drbdmeta::superblock::Superblock::from_disk(&disk.blocks[&at.0][..]).unwrap().flags
+}
+
 /// The peer's packets of the handshake.
 pub(crate) fn greet(script: &mut Script, net: &NetConfig, state: Fields) {
     protocol(script, net);

@@ -1,14 +1,15 @@
 //! Traps when talking to the original: one test for each that the engine can fall into. Spec:
 //! wire-protocol.md §16; the table of all of them is docs/defects.md.
 
-use super::resync::{plain, send_bitmap, source, sync_target};
+use super::resync::{plain, requests, send_bitmap, source, sync_target, target_with};
 use super::rig::*;
-use drbd_core::config::{NetConfig, Protocol};
+use drbd_core::config::{DiskConfig, NetConfig, Protocol, ResyncConfig};
 use drbd_core::event::{AppOp, WriteFlags};
 use drbd_sim::script::Script;
 use drbd_types::{Cstate, Fields, Gi};
 use drbd_wire::packet::{
-    AckKind, BlockAck, BlockDesc, BlockId, BlockRequest, Features, RequestKind, Uuids,
+    AckKind, BlockAck, BlockDesc, BlockId, BlockRequest, ControllerParams, Features, RequestKind,
+    SyncParams, Uuids,
 };
 use drbd_wire::{Packet, Stream};
 
@@ -183,15 +184,28 @@ fn trap_11_the_own_end_follows_the_last_acknowledgement() {
 
 #[test]
 fn trap_12_settings_of_a_resync_are_taken_from_the_peer() {
-    let mut script = connected();
-    let theirs = drbd_wire::packet::SyncParams {
-        resync_rate: 4321,
-        verify_alg: String::new(),
-        csums_alg: String::new(),
-        controller: None,
-    };
-    script.peer(Stream::Data, 0, Packet::SyncParam(theirs), 0);
-    assert!(script.is_up && script.engine.audit().is_empty());
+    // The own ones are faster and have a controller, which waits for answers.
+    let resync = ResyncConfig { resync_rate: 4 << 20, c_plan_ahead: 20, ..Default::default() };
+    let config = DiskConfig { resync, ..Default::default() };
+    let fixed =
+        ControllerParams { plan_ahead: 0, delay_target: 10, fill_target: 0, max_rate: 4000 };
+    for resync_rate in [400, 4000] {
+        let mut script = target_with(config.clone());
+        let theirs = SyncParams {
+            resync_rate,
+            verify_alg: String::new(),
+            csums_alg: String::new(),
+            controller: Some(fixed),
+        };
+        script.peer(Stream::Data, 0, Packet::SyncParam(theirs), 0);
+        let bits: Vec<u64> = (0..SECTORS / 8).collect();
+        send_bitmap(&mut script, &bits);
+        script.peer(Stream::Data, 0, Packet::SyncUuid(Gi(0x3333_0000)), 0);
+        script.pass(1_000_000);
+        let asked: u32 = requests(&mut script).iter().map(|(_, size)| size / 1024).sum();
+        let expected = resync_rate..=resync_rate * 5 / 4;
+        assert!(expected.contains(&asked), "{asked} KiB in a second: {expected:?}");
+    }
 }
 
 #[test]
