@@ -1,4 +1,5 @@
-//! Which configuration file belongs to what runs: links in a directory of their own.
+//! Which configuration file belongs to what runs: links in a directory of their own. A handler finds
+//! the configuration there that its resource was brought up with.
 //!
 //! Spec: config-and-drbdadm.md §1.4. Problems are reported and change no exit code.
 
@@ -12,8 +13,12 @@ use bstr::{BStr, BString, ByteSlice};
 
 use crate::print;
 
-/// Where the links are.
-pub const DIRECTORY: &str = "/var/run/drbd";
+/// Names the admin socket of a daemon that is not the machine's own; backends and handlers inherit
+/// it.
+pub const SOCKET_VARIABLE: &str = "DRBDRS_ADMIN_SOCKET";
+
+/// Where the links of the machine's own daemon are. Those of another one are beside its socket.
+const DIRECTORY: &str = "/var/run/drbd";
 
 /// What a link is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,21 +30,31 @@ pub enum Link {
 }
 
 impl Link {
-    fn path(&self) -> PathBuf {
+    fn name(&self) -> PathBuf {
         let name = match self {
             Self::Minor(minor) => BString::from(format!("drbd-minor-{minor}.conf")),
             Self::Resource(name) => {
                 BString::from(bstr::concat([b"drbd-resource-".as_slice(), name, b".conf"]))
             }
         };
-        Path::new(DIRECTORY).join(OsStr::from_bytes(&name))
+        PathBuf::from(OsStr::from_bytes(&name))
     }
+}
+
+/// The directory for this environment.
+fn directory() -> PathBuf {
+    let socket = std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from);
+    let beside = socket.as_deref().and_then(Path::parent);
+    // A relative name means the working directory, which is another one for a handler.
+    let beside = beside.filter(|directory| directory.is_absolute());
+    beside.map_or_else(|| PathBuf::from(DIRECTORY), Path::to_path_buf)
 }
 
 /// Makes the link point to the configuration file.
 pub fn register(link: &Link, file: &BStr) {
-    let directory = format!("{DIRECTORY}/");
-    if file.starts_with(directory.as_bytes()) || file == "STDIN" {
+    let directory = directory();
+    let target = Path::new(OsStr::from_bytes(file));
+    if target.starts_with(DIRECTORY) || target.parent() == Some(&directory) || file == "STDIN" {
         return;
     }
     if let Link::Resource(name) = link
@@ -47,15 +62,14 @@ pub fn register(link: &Link, file: &BStr) {
     {
         return;
     }
-    let target = Path::new(OsStr::from_bytes(file));
-    let path = link.path();
+    let path = directory.join(link.name());
     if fs::read_link(&path).is_ok_and(|old| old == target) {
         return;
     }
-    if !Path::new(DIRECTORY).exists()
-        && let Err(e) = fs::DirBuilder::new().mode(0o700).recursive(true).create(DIRECTORY)
+    if !directory.exists()
+        && let Err(e) = fs::DirBuilder::new().mode(0o700).recursive(true).create(&directory)
     {
-        print::complain(format!("mkdir({DIRECTORY}): {e}"));
+        print::complain(format!("mkdir({}): {e}", directory.display()));
         return;
     }
     let _ = fs::remove_file(&path);
@@ -71,8 +85,7 @@ pub fn lookup(argument: &BStr) -> Option<PathBuf> {
         Some(minor) => Link::Minor(minor),
         None => Link::Resource(argument.into()),
     };
-    let path = link.path();
-    if let Ok(target) = fs::read_link(&path) {
+    if let Ok(target) = fs::read_link(directory().join(link.name())) {
         return Some(target);
     }
     let what = match link {
@@ -85,12 +98,14 @@ pub fn lookup(argument: &BStr) -> Option<PathBuf> {
     None
 }
 
-/// Removes the link: what it stood for is gone.
-pub fn unregister(link: &Link) {
+/// Removes the link of a daemon with this socket: what it stood for is gone. `None`: the machine's
+/// own.
+pub fn unregister(link: &Link, socket: Option<&Path>) {
     if let Link::Resource(name) = link
         && name.contains(&b'/')
     {
         return;
     }
-    let _ = fs::remove_file(link.path());
+    let directory = socket.and_then(Path::parent).unwrap_or(Path::new(DIRECTORY));
+    let _ = fs::remove_file(directory.join(link.name()));
 }

@@ -24,12 +24,13 @@ type Body = fn(&Programs) -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 10] = [
+    let tests: [(&str, &[Need], Body); 11] = [
         ("a_killed_primary_loses_nothing", &[Need::File("/usr/bin/qemu-io")], failover),
         ("commands_end_as_the_originals", &[], exit_codes),
         ("the_status_file_is_current_and_rests", &[Need::File("/usr/bin/qemu-io")], status_file),
         ("events_come_in_order", &[], events),
         ("handlers_are_called_and_their_exit_codes_count", &[], handlers),
+        ("handlers_find_the_configuration", &[], handlers_of_configuration),
         ("sigterm_leaves_clean_meta_data", &[Need::File("/usr/bin/qemu-io")], sigterm),
         ("meta_data_in_use_is_left_alone", &[], meta_data_in_use),
         ("a_resync_waits_for_another_one", &[], resync_after),
@@ -298,6 +299,33 @@ fn handlers(programs: &Programs) -> Result<()> {
     })?;
     let line = beta.minors("before-resync-source minor-@0 ipv4 127.0.0.1");
     ensure!(calls.contains(&line), "{calls}");
+    Ok(())
+}
+
+/// The daemon knows no configuration: drbdadm, which it calls, finds the file that was given with `-c`.
+fn handlers_of_configuration(programs: &Programs) -> Result<()> {
+    let mut pair = Pair::new(programs, 1, 8 * MIB, FAST, "")?;
+    let out = pair.dir.path().join("calls");
+    let say = |handler: &str| {
+        format!("{handler} \"echo {handler} $DRBD_RESOURCE $DRBD_MINOR >> {}\";", out.display())
+    };
+    let [before, after] = ["before-resync-target", "after-resync-target"].map(say);
+    pair.configure(&format!("{FAST}\n  handlers {{ {before} {after} }}"))?;
+    pair.up("")?;
+    let [alpha, beta] = &pair.nodes;
+    alpha.adm(&["primary", "--force", "r0"])?.ok()?;
+    beta.until("ds:UpToDate/UpToDate")?;
+    let minor = beta.minors("@0");
+    let expected = format!("before-resync-target r0 {minor}\nafter-resync-target r0 {minor}\n");
+    let called = eventually(|| {
+        let calls = std::fs::read_to_string(&out).unwrap_or_default();
+        Ok(if calls == expected { Ok(()) } else { Err(calls) })
+    });
+    called.with_context(|| beta.log_tail())?;
+    let link = beta.run_dir().join(beta.minors("drbd-minor-@0.conf"));
+    ensure!(std::fs::read_link(&link)? == beta.conf(), "{}", link.display());
+    beta.adm(&["down", "r0"])?.ok()?;
+    ensure!(std::fs::read_link(&link).is_err(), "{} is left", link.display());
     Ok(())
 }
 

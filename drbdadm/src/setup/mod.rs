@@ -27,9 +27,6 @@ use crate::print;
 /// How long a command waits for the daemon, as in the original.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Names another socket than the settings do; drbdadm passes it on by inheritance.
-const SOCKET_VARIABLE: &str = "DRBDRS_ADMIN_SOCKET";
-
 /// A text for stderr and an exit code.
 #[derive(Debug)]
 struct Failed {

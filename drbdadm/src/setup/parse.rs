@@ -9,7 +9,8 @@ use drbd_conf::settings;
 
 use super::command::{self, Command, Object, Opt};
 use super::getopt::{self, Row, Takes};
-use super::{Context, DEADLINE, Failed, SOCKET_VARIABLE, help};
+use super::{Context, DEADLINE, Failed, help};
+use crate::registry::SOCKET_VARIABLE;
 
 /// A command line, understood.
 #[derive(Debug)]

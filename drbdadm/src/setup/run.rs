@@ -180,8 +180,9 @@ fn change(i: &Invocation) -> Result<u8, Failed> {
         return Ok(0);
     }
     print::stderr(reply.message(&object).as_bytes());
-    if reply.is_success() && i.context.is_default {
-        links.iter().for_each(unregister);
+    if reply.is_success() {
+        let other = Some(i.context.socket.as_path()).filter(|_| !i.context.is_default);
+        links.iter().for_each(|link| unregister(link, other));
     }
     Ok(reply.exit())
 }
