@@ -191,7 +191,13 @@ fn sizes() -> Result<()> {
     both.own.ok(Command::Primary { volume: VOLUME, force: false })?;
     // Smaller from here, larger from there.
     let small = SectorCount(8192);
-    let shrink = Command::Resize { volume: VOLUME, size: small, force: false, assume_clean: false };
+    let shrink = Command::Resize {
+        volume: VOLUME,
+        size: small,
+        force: false,
+        assume_clean: false,
+        al: Default::default(),
+    };
     both.own.ok(shrink)?;
     both.kernel.guest.wait_for("[ $(cat /sys/block/drbd0/size) = 8192 ]", LONG)?;
     ensure!(both.own.status()?.volumes[0].size == small);

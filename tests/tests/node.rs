@@ -182,6 +182,12 @@ fn exit_codes(programs: &Programs) -> Result<()> {
     ensure!(!show.contains("fencing") && !show.contains("suspend-io"), "{show}");
     ensure!(alpha.adm(&["-d", "adjust", "r0"])?.ok()?.is_empty(), "adjust is never content");
 
+    alpha.adm(&["disconnect", "r0"])?.ok()?;
+    let why = alpha.adm(&["why", "r0"])?.ok()?;
+    ensure!(why.contains("[disconnected]") && !why.contains("problem"), "{why}");
+    alpha.adm(&["connect", "r0"])?.ok()?;
+    let why = alpha.adm(&["why", "r0"])?.ok()?;
+    ensure!(!why.contains("[disconnected]"), "{why}");
     alpha.adm(&["down", "r0"])?.ok()?;
     ensure!(alpha.setup(&["status"])?.ok()?.is_empty(), "not down");
     alpha.adm(&["up", "r0"])?.ok()?;

@@ -23,7 +23,7 @@ type Body = fn(&Programs) -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 12] = [
+    let tests: [(&str, &[Need], Body); 13] = [
         ("a_full_disk_of_the_secondary", &[Need::Root], |p| disk_full(p, 1)),
         ("a_full_disk_of_the_primary", &[Need::Root], |p| disk_full(p, 0)),
         ("a_failing_disk_and_every_policy", &[], failing_disk),
@@ -36,6 +36,7 @@ fn main() {
         ("a_bad_area_of_a_disk", &[], bad_area),
         ("online_verify_finds_a_corruption", &[], corruption),
         ("a_device_grows_under_load", &[], grow),
+        ("the_activity_log_is_reshaped_under_load", &[], reshape),
     ];
     let trials: Vec<Trial> = tests
         .into_iter()
@@ -493,5 +494,47 @@ fn grow_under_load(pair: &Pair, load: &mut Load) -> Result<()> {
     client.read(size - 4096, &mut end)?;
     ensure!(end == [0x77; 4096], "the new end is not there");
     load.verify(beta, Loss::Nothing)?;
+    load.until_equal()
+}
+
+fn reshape(programs: &Programs) -> Result<()> {
+    let mut pair = Pair::new(programs, 1, 12 * MIB, FAST, "")?;
+    pair.in_sync(SETTINGS)?;
+    let mut load = Load::new(&pair, 1)?;
+    let result = reshape_under_load(&pair, &mut load);
+    told(&pair, result)
+}
+
+fn reshape_under_load(pair: &Pair, load: &mut Load) -> Result<()> {
+    let alpha = &pair.nodes[0];
+    let shape = ["resize", "@0", "--al-stripes=4", "--al-stripe-size-kB=32"];
+    let did = alpha.setup(&shape)?;
+    ensure!(did.code == 10 && did.err.contains("(170)"), "it would shrink: {did:?}");
+    let running = load.begin(alpha, 1)?;
+    for node in &pair.nodes {
+        std::fs::File::options().write(true).open(node.disk(0))?.set_len(14 * MIB)?;
+    }
+    work(200);
+    alpha.setup(&shape)?.ok()?;
+    let log = alpha.log()?;
+    ensure!(log.contains("Changed AL layout to al-stripes = 4, al-stripe-size-kB = 32"), "{log}");
+    work(200);
+    pair.until_in_sync()?;
+    load.end_well(running)?;
+    load.verify(alpha, Loss::Nothing)?;
+    load.until_equal()?;
+    // The shape is found again.
+    alpha.adm(&["secondary", "r0"])?.ok()?;
+    alpha.adm(&["down", "r0"])?.ok()?;
+    alpha.adm(&["apply-al", "r0"])?.ok()?;
+    let dump = alpha.adm(&["dump-md", "r0"])?.ok()?;
+    ensure!(dump.contains("al-stripes 4;") && dump.contains("al-stripe-size-4k 8;"), "{dump}");
+    alpha.adm(&["up", "r0"])?.ok()?;
+    pair.until_in_sync()?;
+    alpha.adm(&["primary", "r0"])?.ok()?;
+    let running = load.begin(alpha, 2)?;
+    work(200);
+    load.end_well(running)?;
+    load.verify(alpha, Loss::Nothing)?;
     load.until_equal()
 }

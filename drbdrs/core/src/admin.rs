@@ -90,6 +90,8 @@ pub enum Command {
         force: bool,
         /// The new part is not resynced.
         assume_clean: bool,
+        /// Its activity log takes another shape.
+        al: AlChange,
     },
     /// Options of the resource change.
     ResourceOptions(ResourceConfig),
@@ -102,6 +104,15 @@ pub enum Command {
         /// All of them.
         config: Box<DiskConfig>,
     },
+}
+
+/// Another shape of the activity log. What is not given stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AlChange {
+    /// Number of stripes.
+    pub stripes: Option<u32>,
+    /// Length of one stripe in blocks of 4 KiB.
+    pub stripe_blocks: Option<u32>,
 }
 
 /// How a command ended.

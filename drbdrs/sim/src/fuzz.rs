@@ -597,7 +597,7 @@ impl Fuzz<'_> {
             18 => {
                 let size = SectorCount(u64::from(self.input.byte()) * 100);
                 let assume_clean = self.input.flag();
-                Command::Resize { volume, size, force: flag, assume_clean }
+                Command::Resize { volume, size, force: flag, assume_clean, al: Default::default() }
             }
             19 => {
                 let on_no_data = if flag { OnNoData::SuspendIo } else { OnNoData::IoError };

@@ -582,6 +582,7 @@ fn operation(
                     size: SectorCount(0),
                     force: false,
                     assume_clean: false,
+                    al: Default::default(),
                 },
             ),
         },

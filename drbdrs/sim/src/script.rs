@@ -97,9 +97,9 @@ impl ScriptDisk {
             .expect("the device is large enough");
         let block = self.blocks.get(&at.0).expect("there is a superblock").clone();
         let mut superblock = Superblock::from_disk(&block[..]).expect("it is one");
-        let layout =
-            Layout::for_new(Placement::FlexExternal, ByteLen(self.meta_len), AlGeometry::default())
-                .expect("as it was made");
+        let layout = superblock
+            .check(Placement::FlexExternal, ByteLen(self.meta_len))
+            .expect("it fits the device");
         let found = drbdmeta::al::replay(self, &layout, &superblock).expect("readable");
         if let ApplyPlan::Do { mark, reinitialise, .. } = plan_apply(&superblock, &found) {
             apply(self, &layout, &mut superblock, &found.outcome, mark, reinitialise)

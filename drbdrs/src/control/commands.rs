@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use drbd_admin::{Address, Backing, MetaIndex, OptionSet, Reply, Request, Section, Target};
-use drbd_core::admin::Command;
+use drbd_core::admin::{AlChange, Command};
 use drbd_types::{Dstate, Failure, Minor, Refusal, Role, Sector, SectorCount, VolumeNr};
 
 use super::machine::Id;
@@ -75,7 +75,15 @@ pub(super) async fn run(node: &Rc<Node>, request: Request) -> Reply {
             net_options(node, &local, &peer, set_defaults, &options).await
         }
         Request::Disconnect { local, peer, force } => match find_connection(node, &local, &peer) {
-            Some(id) => check(node.ask(id, Command::Disconnect { force }).await),
+            Some(id) => {
+                let commit = Box::new(|record: &mut super::registry::Record, reply: &Reply| {
+                    if reply.is_success() {
+                        record.disconnected = Some(std::time::Instant::now());
+                    }
+                });
+                let command = Command::Disconnect { force };
+                check(node.ask_then(id, command, Some(commit)).await)
+            }
             None => Err(unknown_connection()),
         },
         Request::Secondary { target } => {
@@ -113,16 +121,19 @@ async fn on_volumes(node: &Rc<Node>, request: Request) -> Reply {
         Request::NewCurrentUuid { target, clear_bitmap } => {
             (target, Box::new(move |volume| Command::NewCurrentUuid { volume, clear_bitmap }))
         }
-        Request::Resize { al_stripes, al_stripe_size_kib, .. }
-            if al_stripes.is_some() || al_stripe_size_kib.is_some() =>
-        {
-            let text = "the layout of the activity log can not be changed while the device is in \
-                        use: take it down and use drbdmeta";
-            return fail(Failure::InvalidRequest, text);
-        }
-        Request::Resize { target, size, assume_peer_has_space: force, assume_clean, .. } => {
+        Request::Resize {
+            target,
+            size,
+            assume_peer_has_space: force,
+            assume_clean,
+            al_stripes: stripes,
+            al_stripe_size_kib,
+        } => {
             let size = SectorCount(size);
-            (target, Box::new(move |volume| Command::Resize { volume, size, force, assume_clean }))
+            let stripe_blocks = al_stripe_size_kib.map(|kib| kib / 4);
+            let al = AlChange { stripes, stripe_blocks };
+            let make = move |volume| Command::Resize { volume, size, force, assume_clean, al };
+            (target, Box::new(make))
         }
         _ => return fail(Failure::UnknownRequest, ""),
     };
@@ -390,6 +401,7 @@ async fn connect(node: &Rc<Node>, resource: &str, attempt: Attempt) -> Done {
     node.with(id, |r| {
         r.network = Some(network);
         r.problem = None;
+        r.disconnected = None;
     });
     let drop_network = || {
         node.with(id, |r| r.network = None);

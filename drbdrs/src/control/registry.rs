@@ -96,6 +96,8 @@ pub(super) struct Record {
     /// The last that was heard.
     pub(super) status: Status,
     pub(super) problem: Option<Problem>,
+    /// When an administrator ended the connection.
+    pub(super) disconnected: Option<Instant>,
     /// Handlers that run: name and since when.
     pub(super) handlers: BTreeMap<u32, (String, Instant)>,
     /// One command after the other.
@@ -317,6 +319,7 @@ impl Node {
             volumes: BTreeMap::new(),
             status: initial(),
             problem: None,
+            disconnected: None,
             handlers: BTreeMap::new(),
             order: Arc::default(),
             handle,

@@ -11,6 +11,7 @@
 //! | `paused-user`, `paused-peer`, `paused-dependency` | a resync waits |
 //! | `resync-limit`, `resync-source`, `verifying` | it runs: what limits it |
 //! | `split-brain-unresolved` ... | the last handshake failed, there is no connection |
+//! | `disconnected`, `standalone` | an administrator, or something else, has ended the connection |
 //! | `no-disk`, `inconsistent`, `outdated` | the data here is not the best |
 //!
 //! | of a connection | meaning |
@@ -173,13 +174,24 @@ fn handshake(
     if volume.cstate >= Cstate::WFReportParams || is_connected {
         return None;
     }
+    let is_alone = volume.cstate == Cstate::StandAlone;
+    let name = &record.name;
+    if let Some(since) = record.disconnected.filter(|_| is_alone) {
+        let text = format!(
+            "disconnected by the administrator {} s ago: drbdadm connect {name} ends that",
+            seconds(since)
+        );
+        return Some(reason("disconnected", text));
+    }
     if let Some((rule, why)) = status.last_decision.filter(|(_, why)| is_failure(*why)) {
         let text = format!("{} (rule {rule})", why.meaning());
         return Some(reason(why.code(), text));
     }
     let problem = record.problem.as_ref()?;
-    (volume.cstate == Cstate::StandAlone)
-        .then(|| reason("standalone", format!("no connection since: {}", problem.text.trim())))
+    is_alone.then(|| {
+        let text = problem.text.trim();
+        reason("standalone", format!("no connection since: {text} (drbdadm connect {name})"))
+    })
 }
 
 fn is_failure(why: explain::Reason) -> bool {
@@ -280,7 +292,7 @@ fn decisions(record: &mut Record) -> String {
             );
         }
     }
-    if let Some(problem) = &record.problem {
+    if let Some(problem) = record.problem.as_ref().filter(|_| record.disconnected.is_none()) {
         let age = seconds(problem.at);
         let _ = writeln!(text, "  last problem, {age} s ago: {}", problem.text.trim());
     }

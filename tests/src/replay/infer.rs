@@ -107,6 +107,7 @@ pub(super) fn before(script: &mut Script, recorded: &Recorded, later: &[&Recorde
                     size: sizes.u_size,
                     force: false,
                     assume_clean: sizes.dds_flags & 2 != 0,
+                    al: Default::default(),
                 });
             }
         }

@@ -108,8 +108,9 @@ async fn run(cx: &Cx, command: Command) -> Reply {
         Command::NewCurrentUuid { volume, clear_bitmap } => {
             new_current_uuid(cx, volume, clear_bitmap).await
         }
-        Command::Resize { volume, size, force, assume_clean } => {
-            match resize::resize(cx, volume, size, force, assume_clean).await {
+        Command::Resize { volume, size, force, assume_clean, al } => {
+            let wanted = resize::Wanted { size, forced: force, assume_clean, al };
+            match resize::resize(cx, volume, &wanted).await {
                 Ok(()) => code(OK),
                 Err(error) => failure(error),
             }
@@ -602,20 +603,25 @@ async fn disk_options(cx: &Cx, nr: VolumeNr, config: DiskConfig) -> Reply {
     });
     let _ = meta::sync(cx, nr).await;
     if renews_log {
-        cx.with(|core| {
-            if let Some(volume) = core.volume_mut(nr) {
-                volume.app.is_log_closed = false;
-            }
-            core.release_io(nr);
-            core.touch();
-        });
+        reopen_log(cx, nr);
     }
     code(OK)
 }
 
+/// The end of [`close_idle_log`].
+pub(super) fn reopen_log(cx: &Cx, nr: VolumeNr) {
+    cx.with(|core| {
+        if let Some(volume) = core.volume_mut(nr) {
+            volume.app.is_log_closed = false;
+        }
+        core.release_io(nr);
+        core.touch();
+    });
+}
+
 /// Waits until the activity log has no references and lets nobody take one, until it is opened
 /// again. Nothing counts on its extents any more: they are flushed, their bits are on disk.
-async fn close_idle_log(cx: &Cx, nr: VolumeNr) {
+pub(super) async fn close_idle_log(cx: &Cx, nr: VolumeNr) {
     cx.with(|core| core.hold_io(nr));
     cx.until(move |core| {
         let Some(volume) = core.volume_mut(nr) else { return Some(()) };

@@ -2,14 +2,16 @@
 //! Spec: states-and-generations.md §5.
 
 use alloc::boxed::Box;
+use alloc::format;
 
 use drbd_types::{Cstate, Dstate, Failure, SectorCount, VolumeNr};
 use drbd_wire::packet::Sizes;
-use drbdmeta::layout::Layout;
+use drbdmeta::layout::{AlGeometry, Layout, Placement};
 use drbdmeta::superblock::Flags;
 
 use crate::action::{Action, DeviceOffer, MetaOp};
-use crate::al::Transaction;
+use crate::admin::AlChange;
+use crate::al::{ActivityLog, Transaction};
 use crate::event::MetaAnswer;
 use crate::log_line::Severity;
 use crate::size::{
@@ -20,7 +22,7 @@ use crate::state::facts;
 
 use super::io::meta as meta_op;
 use super::proc::Cx;
-use super::{Core, meta};
+use super::{Core, admin, meta};
 
 /// How a size is set.
 pub(super) struct How {
@@ -28,14 +30,17 @@ pub(super) struct How {
     pub(super) forced: bool,
     /// New storage counts as clean.
     pub(super) assume_clean: bool,
+    /// Another shape of the activity log.
+    pub(super) al: Option<AlGeometry>,
 }
 
 impl How {
     /// At attach.
-    pub(super) const ATTACH: Self = Self { forced: false, assume_clean: false };
+    pub(super) const ATTACH: Self = Self { forced: false, assume_clean: false, al: None };
 
     const fn from_flags(flags: u16) -> Self {
-        Self { forced: flags & FORCED != 0, assume_clean: flags & ASSUME_CLEAN != 0 }
+        let (forced, assume_clean) = (flags & FORCED != 0, flags & ASSUME_CLEAN != 0);
+        Self { forced, assume_clean, al: None }
     }
 
     const fn flags(&self) -> u16 {
@@ -59,6 +64,13 @@ impl Core {
 
 /// Sets the size of a device with disk. Spec §5.3.
 pub(super) async fn set_size(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Failure> {
+    if how.al.is_some() {
+        // Another ring has another number of slots: what is hot now is forgotten.
+        admin::close_idle_log(cx, nr).await;
+        let result = set_size_closed(cx, nr, how).await;
+        admin::reopen_log(cx, nr);
+        return result;
+    }
     cx.with(|core| core.hold_io(nr));
     let result = set_size_held(cx, nr, how).await;
     cx.with(|core| core.release_io(nr));
@@ -90,7 +102,7 @@ async fn set_size_held(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Failu
 }
 
 async fn set_size_closed(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Failure> {
-    let moved = measure(cx, nr).await;
+    let moved = measure(cx, nr, how.al).await?;
     let planned = cx.with(|core| {
         let bitmap = core
             .volume(nr)
@@ -101,7 +113,8 @@ async fn set_size_closed(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Fai
         } else {
             Peer::Counts
         };
-        let surroundings = Surroundings { peer, new_al: false, md_moved: moved.is_some(), bitmap };
+        let new_al = how.al.is_some();
+        let surroundings = Surroundings { peer, new_al, md_moved: moved.is_some(), bitmap };
         let (plan, lines) = size::set_size(&core.quantities(nr), &surroundings);
         core.log_lines(nr, lines);
         plan
@@ -119,33 +132,49 @@ async fn set_size_closed(cx: &Cx, nr: VolumeNr, how: &How) -> Result<Change, Fai
     if let Some(rewrite) = plan.rewrite {
         rewrite_meta(cx, nr, rewrite).await?;
     }
+    if let Some(AlGeometry { stripes, stripe_blocks }) = how.al {
+        let kib = u64::from(stripe_blocks) * 4;
+        let text =
+            format!("Changed AL layout to al-stripes = {stripes}, al-stripe-size-kB = {kib}");
+        cx.with(|core| core.info(nr, text));
+    }
     Ok(plan.change)
 }
 
 /// Looks at the size of the devices again. Returns the old layout if the meta-data has to move.
-async fn measure(cx: &Cx, nr: VolumeNr) -> Option<Layout> {
+///
+/// # Errors
+/// There is no space for the wanted activity log.
+async fn measure(cx: &Cx, nr: VolumeNr, al: Option<AlGeometry>) -> Result<Option<Layout>, Failure> {
     let Ok(MetaAnswer::Opened(opened)) = meta_op(cx, nr, MetaOp::Measure).await else {
-        return None;
+        return al.map_or(Ok(None), |_| Err(Failure::MetaIo));
     };
-    cx.with(|core| {
+    let expected = |al| Layout::expected(opened.placement, opened.meta_device, al);
+    // The place of an indexed one is fixed.
+    let is_indexed = matches!(opened.placement, Placement::Indexed(_));
+    if al.is_some_and(|al| is_indexed || expected(al).is_err()) {
+        return Err(Failure::MetaSpace);
+    }
+    let moved = cx.with(|core| {
         let disk = core.volume_mut(nr)?.disk.as_mut()?;
         let before = disk.layout;
         let has_grown =
             opened.backing != disk.opened.backing || opened.meta_device != disk.opened.meta_device;
         disk.opened = opened;
-        if !has_grown {
+        if !has_grown && al.is_none() {
             return None;
         }
-        let layout =
-            Layout::expected(opened.placement, opened.meta_device, before.al_geometry).ok()?;
+        let layout = expected(al.unwrap_or(before.al_geometry)).ok()?;
         let (max, _) = size::max_size(opened.placement, &layout, opened.backing);
         disk.max_size = max;
         disk.layout = layout;
         disk.superblock.md_size_sect = layout.md_size_sect;
         disk.superblock.al_offset = layout.al_offset;
         disk.superblock.bm_offset = layout.bm_offset;
+        disk.superblock.al = layout.al_geometry;
         (layout != before).then_some(before)
-    })
+    });
+    Ok(moved)
 }
 
 impl Core {
@@ -156,6 +185,7 @@ impl Core {
             disk.superblock.md_size_sect = before.md_size_sect;
             disk.superblock.al_offset = before.al_offset;
             disk.superblock.bm_offset = before.bm_offset;
+            disk.superblock.al = before.al_geometry;
         }
     }
 
@@ -203,8 +233,14 @@ async fn rewrite_meta(cx: &Cx, nr: VolumeNr, rewrite: size::Rewrite) -> Result<(
 /// known.
 async fn fill_ring(cx: &Cx, nr: VolumeNr) -> Result<(), Failure> {
     cx.with(|core| {
-        if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
+        let Some(volume) = core.volume_mut(nr) else { return };
+        let wanted = volume.config.al_extents;
+        if let Some(disk) = volume.disk.as_mut() {
             disk.al.set_layout(disk.layout);
+            let slots = ActivityLog::slots_for(wanted, disk.layout);
+            if slots != disk.al.slots() {
+                disk.al.resize(slots);
+            }
             disk.al.begin_ring_fill();
         }
     });
@@ -376,23 +412,37 @@ impl Core {
     }
 }
 
+/// What the resize command asks for.
+pub(super) struct Wanted {
+    pub(super) size: SectorCount,
+    pub(super) forced: bool,
+    pub(super) assume_clean: bool,
+    pub(super) al: AlChange,
+}
+
+/// The whole shape of the activity log that is wanted; `None`: it has that already.
+fn new_shape(core: &Core, nr: VolumeNr, change: AlChange) -> Option<AlGeometry> {
+    let now = core.volume(nr)?.disk.as_ref()?.layout.al_geometry;
+    let new = AlGeometry {
+        stripes: change.stripes.unwrap_or(now.stripes),
+        stripe_blocks: change.stripe_blocks.unwrap_or(now.stripe_blocks),
+    };
+    (new != now).then_some(new)
+}
+
 /// The resize command. Spec §5.5.
-pub(super) async fn resize(
-    cx: &Cx,
-    nr: VolumeNr,
-    size: SectorCount,
-    forced: bool,
-    assume_clean: bool,
-) -> Result<(), Failure> {
+pub(super) async fn resize(cx: &Cx, nr: VolumeNr, wanted: &Wanted) -> Result<(), Failure> {
+    let Wanted { size, forced, assume_clean, al } = *wanted;
+    let al = cx.with(|core| new_shape(core, nr, al));
     cx.with(|core| {
-        let request = size::Resize { forced, no_resync: assume_clean, al: None };
+        let request = size::Resize { forced, no_resync: assume_clean, al };
         size::check_resize(&core.state(nr), core.conn.version, &request)
     })?;
     let before = cx.with(|core| {
         let volume = core.volume_mut(nr)?;
         Some(core::mem::replace(&mut volume.config.size, size))
     });
-    let how = How { forced, assume_clean };
+    let how = How { forced, assume_clean, al };
     let change = match set_size(cx, nr, &how).await {
         Ok(change) => change,
         Err(failure) => {

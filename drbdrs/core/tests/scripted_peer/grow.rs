@@ -3,11 +3,12 @@
 
 use super::rig::*;
 use drbd_core::action::{DiskOp, MetaOp};
-use drbd_core::admin::Command;
+use drbd_core::admin::{AlChange, Command};
+use drbd_core::config::DiskConfig;
 use drbd_sim::script::{Held, Script, ScriptDisk};
 use drbd_types::SectorCount;
 use drbdmeta::bitmap::Region;
-use drbdmeta::layout::Layout;
+use drbdmeta::layout::{AlGeometry, Layout};
 use drbdmeta::superblock::{Flags, Superblock};
 use drbdmeta::units::ByteLen;
 
@@ -32,10 +33,10 @@ fn writing(sectors: &[u64]) -> Script {
     script
 }
 
-/// Lets the meta-data do what it is told; the data disk stays silent.
+/// Lets the meta-data do what it is told; the data disk flushes, and is silent about all else.
 fn answer_meta(script: &mut Script, mut each: impl FnMut(&MetaOp)) {
-    let is_meta = |held: &Held| matches!(held, Held::Meta(..));
-    while let Some(at) = script.held.iter().position(is_meta) {
+    let is_wanted = |held: &Held| matches!(held, Held::Meta(..) | Held::Disk(_, _, DiskOp::Flush));
+    while let Some(at) = script.held.iter().position(is_wanted) {
         if let Held::Meta(_, _, op) = &script.held[at] {
             each(op);
         }
@@ -45,12 +46,20 @@ fn answer_meta(script: &mut Script, mut each: impl FnMut(&MetaOp)) {
 
 /// The device grows to twice its size. Returns the disk as it was, and what was written to it.
 fn grow(script: &mut Script) -> (ScriptDisk, Vec<MetaOp>) {
-    let disk = script.disks.get_mut(&0).unwrap();
-    disk.sectors *= 2;
-    let before = disk.clone();
-    let size = SectorCount(0);
-    let ticket =
-        script.begin(Command::Resize { volume: V0, size, force: true, assume_clean: false });
+    script.disks.get_mut(&0).unwrap().sectors *= 2;
+    let (before, written) = resize(script, AlChange::default());
+    assert_eq!(script.volume(0).unwrap().size, SectorCount(2 * SECTORS));
+    (before, written)
+}
+
+fn resize_to(al: AlChange) -> Command {
+    Command::Resize { volume: V0, size: SectorCount(0), force: true, assume_clean: false, al }
+}
+
+/// The device becomes as large as it can. Returns the disk as it was, and what was written to it.
+fn resize(script: &mut Script, al: AlChange) -> (ScriptDisk, Vec<MetaOp>) {
+    let before = script.disks[&0].clone();
+    let ticket = script.begin(resize_to(al));
     let mut written = Vec::new();
     answer_meta(script, |op| {
         if matches!(op, MetaOp::Write { .. } | MetaOp::Fill { .. }) {
@@ -58,7 +67,6 @@ fn grow(script: &mut Script) -> (ScriptDisk, Vec<MetaOp>) {
         }
     });
     assert_eq!(script.replies[&ticket.0].code, 1, "{:?}", script.log);
-    assert_eq!(script.volume(0).unwrap().size, SectorCount(2 * SECTORS));
     (before, written)
 }
 
@@ -165,5 +173,50 @@ fn a_transaction_that_is_under_way_ends_before_the_device_grows() {
     assert!(matches!(script.held.as_slice(), [Held::Disk(_, _, DiskOp::Write { .. })]));
     script.holds = false;
     script.answer_all();
+    assert_clean(&script);
+}
+
+/// The ring takes another shape while blocks are marked, and takes its old one again.
+#[test]
+fn the_activity_log_takes_another_shape_and_no_mark_is_lost() {
+    let mut script = without_disk(disk(&[5]));
+    script.attach(0, DiskConfig { al_extents: 6433, ..Default::default() });
+    assert_eq!(script.command(Command::Primary { volume: V0, force: false }).code, 1);
+    write(&mut script, 0);
+    script.holds = true;
+    for (stripes, stripe_blocks) in [(3, 4), (1, 8)] {
+        let al = AlChange { stripes: Some(stripes), stripe_blocks: Some(stripe_blocks) };
+        let (before, written) = resize(&mut script, al);
+        assert!(written.len() as u64 >= u64::from(stripes * stripe_blocks) + 3, "{written:?}");
+        each_cut(&before, &written, |disk| {
+            let dirty = after_power_cut(disk);
+            assert!(covers(dirty.as_deref(), &(5..6)), "{dirty:?}");
+        });
+        let now = &script.disks[&0];
+        assert_eq!(read(now).1.al_geometry, AlGeometry { stripes, stripe_blocks });
+        assert!(script.has_logged(&format!("al-stripes = {stripes}, al-stripe-size-kB")));
+        // Nothing was hot any more, and what is hot next is found again.
+        write(&mut script, 0);
+        answer_meta(&mut script, |_| ());
+        let dirty = after_power_cut(script.disks[&0].clone());
+        assert!(covers(dirty.as_deref(), &(0..EXTENT)), "{stripes}: {dirty:?} {:?}", script.held);
+        script.answer_all();
+    }
+    assert_clean(&script);
+}
+
+#[test]
+fn a_shape_without_space_is_refused() {
+    let mut script = alone();
+    script.command(Command::Primary { volume: V0, force: false });
+    let before = read(&script.disks[&0]);
+    for (stripes, stripe_blocks, code) in
+        [(1, 4, 168), (1024, 1 << 20, 167), (64, 1024, 169), (1, 8, 1)]
+    {
+        let al = AlChange { stripes: Some(stripes), stripe_blocks: Some(stripe_blocks) };
+        assert_eq!(script.command(resize_to(al)).code, code, "{stripes} x {stripe_blocks}");
+        assert_eq!(read(&script.disks[&0]).1, before.1);
+    }
+    write(&mut script, 0);
     assert_clean(&script);
 }
