@@ -106,6 +106,6 @@ pub fn unregister(link: &Link, socket: Option<&Path>) {
     {
         return;
     }
-    let directory = socket.and_then(Path::parent).unwrap_or(Path::new(DIRECTORY));
+    let directory = socket.and_then(Path::parent).unwrap_or_else(|| Path::new(DIRECTORY));
     let _ = fs::remove_file(directory.join(link.name()));
 }
