@@ -58,6 +58,9 @@ pub struct Node {
     pub front_ends: Vec<FrontEnd>,
     /// Where links to block devices are made: `drbdN` and `drbd/by-res/...`; empty: nowhere.
     pub device_dir: PathBuf,
+    /// Resources of a daemon that has ended are as they were when it is started again, until the
+    /// machine boots.
+    pub take_over: bool,
 }
 
 impl Default for Node {
@@ -72,6 +75,7 @@ impl Default for Node {
             log_format: LogFormat::Text,
             front_ends: vec![FrontEnd::Auto, FrontEnd::Nbd],
             device_dir: "/dev".into(),
+            take_over: true,
         }
     }
 }

@@ -52,6 +52,7 @@ pub fn move_to(settings: &mut Settings, run_dir: &Path) {
         settings.nbd.unix_socket = run_dir.join("nbd.sock");
     }
     settings.node.device_dir = run_dir.join("dev");
+    settings.node.take_over = false;
     // A block device is seen by the whole machine: only if it was asked for.
     settings.node.front_ends.retain(|front| *front != FrontEnd::Auto);
 }

@@ -84,7 +84,7 @@ impl DevicePair {
     pub fn start_daemon(&self) -> Result<()> {
         self.guest
             .ok(&format!(
-                "rm -f /run/drbd/drbdrs.sock; \
+                "rm -f /run/drbd/drbdrs.sock; ulimit -c 0; \
                  ( setsid {OURS}/drbdrs < /dev/null > /dev/null 2>> /tmp/log & ); \
                  for i in $(seq 300); do [ -S /run/drbd/drbdrs.sock ] && exit 0; sleep 0.05; done; \
                  exit 1"
@@ -92,12 +92,16 @@ impl DevicePair {
             .map(drop)
     }
 
-    /// The guest's daemon dies as by SIGKILL.
+    /// Ends the guest's daemon with a signal.
     ///
     /// # Errors
-    /// It did not run.
-    pub fn kill_daemon(&self) -> Result<()> {
-        self.guest.ok("kill -9 $(pidof drbdrs)").map(drop)
+    /// It did not run, or does not end.
+    pub fn end_daemon(&self, signal: &str) -> Result<()> {
+        let script = format!(
+            "pid=$(pidof drbdrs) && kill -{signal} $pid && \
+             for i in $(seq 600); do [ -d /proc/$pid ] || exit 0; sleep 0.05; done; exit 1"
+        );
+        self.tell(self.guest.ok(&script)).map(drop)
     }
 
     /// drbdadm in the guest.

@@ -135,7 +135,7 @@ fn start_ours(guest: &Guest) -> Result<()> {
             "rm -f /run/drbd/drbdrs.sock; \
              ( setsid {OURS}/drbdrs < /dev/null > /dev/null 2>> /tmp/drbdrs.log & ); \
              for i in $(seq 100); do [ -S /run/drbd/drbdrs.sock ] && break; sleep 0.1; done; \
-             {OURS}/drbdadm up r0"
+             {OURS}/drbdadm adjust r0"
         ))
         .map(drop)
 }

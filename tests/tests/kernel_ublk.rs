@@ -27,6 +27,7 @@ const BYTES: u64 = 64 << 20;
 /// Writes everywhere on the device, and reads again what it has written before.
 const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
                    --size=24m --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1";
+const IS_PRIMARY: &str = "grep -q 'ro:Primary/' /run/drbd/proc-drbd";
 
 fn ublk() -> Result<DevicePair> {
     DevicePair::new("[\"ublk\"]", &["ublk_drv"], BYTES)
@@ -88,16 +89,17 @@ fn killed() -> Result<()> {
     let clock = Clock(Instant::now());
     let mut pair = ublk()?;
     clock.say("in sync");
-    let rounds = std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let rounds = std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4_usize);
     let fio =
         pair.guest.spawn(&format!("{FIO} --loops=1000 --do_verify=1 --verify_backlog=256"))?;
     for round in 0..rounds {
-        std::thread::sleep(Duration::from_millis(500 + round % 4 * 400));
-        pair.tell(pair.kill_daemon())?;
+        std::thread::sleep(Duration::from_millis(500 + round as u64 % 4 * 400));
+        let signal = ["KILL", "TERM", "ABRT"][round % 3];
+        pair.end_daemon(signal)?;
         pair.tell(pair.start_daemon())?;
-        pair.tell(pair.adm("up r0"))?;
-        pair.tell(pair.adm("primary r0"))?;
-        clock.say("again");
+        // Nobody brings anything up.
+        pair.tell(pair.guest.wait_for(IS_PRIMARY, LONG))?;
+        clock.say(signal);
     }
     pair.in_sync()?;
     std::thread::sleep(Duration::from_secs(1));

@@ -8,7 +8,7 @@ use drbd_core::admin::{AlChange, Command};
 use drbd_types::{Dstate, Failure, Minor, Refusal, Role, Sector, SectorCount, VolumeNr};
 
 use super::machine::Id;
-use super::registry::{Network, Node, VolumeRecord, gone};
+use super::registry::{Network, Node, Record, VolumeRecord, gone};
 use super::{convert, devices, exports};
 use crate::plane::run;
 
@@ -151,7 +151,7 @@ async fn on_volumes(node: &Rc<Node>, request: Request) -> Reply {
 /// # Errors
 /// It does not exist.
 fn volumes(node: &Node, target: &Target) -> Result<Vec<(Id, VolumeNr, u32)>, Reply> {
-    let of = |r: &super::registry::Record| -> Vec<_> {
+    let of = |r: &Record| -> Vec<_> {
         r.volumes.iter().map(|(nr, v)| (r.id, VolumeNr(*nr), v.minor)).collect()
     };
     node.with_all(|all| match target {
@@ -274,7 +274,7 @@ async fn new_minor(node: &Rc<Node>, resource: &str, minor: u32, volume: u16) -> 
 }
 
 async fn del_minor(node: &Rc<Node>, id: Id, nr: VolumeNr) -> Done {
-    let commit = Box::new(move |record: &mut super::registry::Record, reply: &Reply| {
+    let commit = Box::new(move |record: &mut Record, reply: &Reply| {
         if reply.is_success() {
             record.volumes.remove(&nr.0);
         }
@@ -311,7 +311,7 @@ async fn attach(node: &Rc<Node>, minor: u32, backing: Backing) -> Done {
     });
     node.tell(id, || run::Command::Disk(nr, paths.clone())).await?;
     let backing = Backing { options, ..backing };
-    let commit = Box::new(move |record: &mut super::registry::Record, reply: &Reply| {
+    let commit = Box::new(move |record: &mut Record, reply: &Reply| {
         if let Some(known) = record.volumes.get_mut(&nr.0)
             && reply.is_success()
         {
@@ -347,7 +347,7 @@ async fn disk_options(
     let config = Box::new(convert::disk(&options));
     let after = config.resync_after.map(|minor| minor.0);
     node.check_resync_after(minor, after).map_err(|failure| fail(failure, ""))?;
-    let commit = Box::new(move |record: &mut super::registry::Record, reply: &Reply| {
+    let commit = Box::new(move |record: &mut Record, reply: &Reply| {
         let backing = record.volumes.get_mut(&nr.0).and_then(|known| known.backing.as_mut());
         if let Some(backing) = backing
             && reply.is_success()
@@ -407,11 +407,9 @@ async fn connect(node: &Rc<Node>, resource: &str, attempt: Attempt) -> Done {
         node.with(id, |r| r.network = None);
     };
     node.tell(id, || run::Command::Addresses(addresses)).await.inspect_err(|_| drop_network())?;
-    let commit = Box::new(|record: &mut super::registry::Record, reply: &Reply| {
-        match record.network.as_mut() {
-            Some(network) if reply.is_success() => network.is_pending = false,
-            _ => record.network = None,
-        }
+    let commit = Box::new(|record: &mut Record, reply: &Reply| match record.network.as_mut() {
+        Some(network) if reply.is_success() => network.is_pending = false,
+        _ => record.network = None,
     });
     check(node.ask_then(id, Command::Connect(config), Some(commit)).await)
 }
@@ -431,7 +429,7 @@ async fn net_options(
     let addresses = convert::addresses(local, peer, &options)?;
     node.tell(id, || run::Command::Addresses(addresses)).await?;
     let command = Command::NetOptions(Box::new(convert::net(&options)));
-    let commit = Box::new(move |record: &mut super::registry::Record, reply: &Reply| {
+    let commit = Box::new(move |record: &mut Record, reply: &Reply| {
         if let Some(network) = record.network.as_mut()
             && reply.is_success()
         {
@@ -498,10 +496,13 @@ pub(super) async fn take_down(node: &Rc<Node>, id: Id) -> Done {
     Ok(())
 }
 
-/// The same, waiting for users of the devices that are about to leave.
+/// The same, waiting for clients of the exports that are about to leave. Whoever has a block device
+/// open will not.
 pub(super) async fn take_down_soon(node: &Rc<Node>, id: Id) -> Done {
     loop {
+        let has_nodes = |r: &mut Record| r.volumes.values().any(|v| !v.nodes.is_empty());
         match take_down(node, id).await {
+            Err(reply) if node.with(id, has_nodes) == Some(true) => return Err(reply),
             Err(reply) if reply.code == Refusal::DeviceInUse.number() => {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }

@@ -19,6 +19,7 @@ mod machine;
 mod registry;
 mod server;
 mod snapshot;
+mod takeover;
 mod why;
 
 use std::rc::Rc;
@@ -58,6 +59,7 @@ impl Control {
         tokio::task::spawn_local(Rc::clone(&node).follow_counters());
         tokio::task::spawn_local(exports::grant(Rc::clone(&node), wanted));
         tokio::task::spawn_local(server::serve(Rc::clone(&node), listener));
+        tokio::task::spawn_local(takeover::take_over(Rc::clone(&node)));
         Self { node }
     }
 
@@ -72,16 +74,18 @@ impl Control {
     /// within its time is left as after a crash, which the next start copes with.
     pub async fn shut_down(&self) {
         self.node.door.shut_down();
+        self.node.will.seal();
         let ids = self.node.with_all(|all| all.iter().map(|r| r.id).collect::<Vec<_>>());
         let ends = ids.into_iter().map(|id| {
             let node = Rc::clone(&self.node);
             tokio::task::spawn_local(async move {
                 let detach = || run::Command::DetachClients(None::<VolumeNr>);
                 let _ = node.tell(id, detach).await;
-                let name = node.with(id, |r| r.name.clone()).unwrap_or_default();
+                let known = node.with(id, |r| (r.name.clone(), takeover::minors(r)));
+                let (name, minors) = known.unwrap_or_default();
                 let end = commands::take_down_soon(&node, id);
                 match tokio::time::timeout(DOWN_MAX, end).await {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => node.will.has_ended(&minors),
                     Ok(Err(reply)) => {
                         let text = reply.message(&name);
                         tracing::warn!("drbd {name}: left as it is: {}", text.trim_end());

@@ -31,7 +31,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, broadcast, oneshot};
 
 use super::machine::{Id, Line, Machine, Told};
-use super::{devices, exports, faults, handlers, snapshot, why};
+use super::{devices, exports, faults, handlers, snapshot, takeover, why};
 use crate::front::kernel::Driver;
 use crate::front::nbd::door;
 use crate::plane::run::{self, Handle, Notice, SendError};
@@ -194,6 +194,8 @@ pub(super) struct Node {
     /// Wishes of clients to make a volume Primary.
     pub(super) wishes: UnboundedSender<exports::Wish>,
     pub(super) faults: RefCell<faults::List>,
+    /// What is left to the next daemon.
+    pub(super) will: takeover::Will,
     /// The program for handlers, and the socket that its commands are to use.
     pub(super) helper: handlers::Program,
     records: RefCell<Vec<Record>>,
@@ -241,6 +243,7 @@ impl Node {
         let (to, told) = tokio::sync::mpsc::unbounded_channel();
         let exports = exports::Exports::of(&settings);
         let drivers = devices::drivers(&settings);
+        let will = takeover::Will::beside(&settings.node.admin_socket);
         let node = Self {
             settings,
             exports,
@@ -248,6 +251,7 @@ impl Node {
             drivers,
             wishes,
             faults: RefCell::default(),
+            will,
             helper,
             records: RefCell::default(),
             next_id: Cell::new(1),
@@ -639,8 +643,9 @@ impl Node {
         self.publish(name, Answer::Update(Box::new(update)));
     }
 
-    /// Writes the status file.
+    /// Writes the status file, and what the next daemon needs.
     pub(super) fn write_file(&self) {
+        self.will.write(&self.records.borrow());
         if let Some(file) = &self.file {
             file.write(&self.snapshot());
         }

@@ -191,8 +191,6 @@ impl Client {
         let end = Instant::now() + limit;
         let shown = request.clone();
         let node = Rc::clone(&self.node);
-        // The next command of this resource waits for this one, as long as the client does.
-        let order = if may_overtake(&shown) { None } else { order_of(&self.node, &shown) };
         let (to, mut answer) = oneshot::channel();
         let (turn, my_turn) = oneshot::channel::<()>();
         tokio::task::spawn_local(async move {
@@ -204,7 +202,12 @@ impl Client {
             let _ = to.send(reply);
         });
         let mut turn = Some(turn);
-        let lock = async {
+        // The next command of this resource waits for this one, as long as the client does.
+        let (place, asked) = (Rc::clone(&self.node), shown.clone());
+        let lock = async move {
+            // Its sender lives as long as the node.
+            let _ = place.will.done().wait_for(|is_done| *is_done).await;
+            let order = if may_overtake(&asked) { None } else { order_of(&place, &asked) };
             match order {
                 Some(order) => Some(order.lock_owned().await),
                 None => None,

@@ -1,0 +1,269 @@
+//! What a daemon leaves to the next one, and how that goes on where it ended.
+//!
+//! ```text
+//!   every change --> Will: the commands that make the resources as they are, in a file
+//!   start --> the commands of the predecessor, then everybody else's
+//! ```
+//!
+//! The file means something until the machine boots again, as the configuration of a kernel does.
+//! A Primary becomes Primary again after it had a chance to hear of its peer; whether it may is
+//! decided by the engine, as ever.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use drbd_admin::{MetaIndex, Request, Target};
+use drbd_types::{Cstate, Role};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::commands;
+use super::registry::{Node, Record};
+
+/// How long the peer is waited for before this node is Primary again.
+const PEER_MAX: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+/// Says which run of the machine this is.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// Where drbdmeta is when it is not beside the daemon.
+const DRBDMETA: &str = "/sbin/drbdmeta";
+
+/// What stands in the file.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Text {
+    boot: String,
+    requests: Vec<Request>,
+}
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Will {
+    path: PathBuf,
+    boot: String,
+    written: RefCell<Vec<Request>>,
+    /// The predecessor's is carried out, or the own one is final: nothing is written.
+    is_held: Cell<bool>,
+    /// False until the predecessor's will is done.
+    is_done: watch::Sender<bool>,
+}
+
+impl Will {
+    /// Beside the admin socket.
+    pub(super) fn beside(socket: &Path) -> Self {
+        Self {
+            path: socket.with_extension("state"),
+            boot: std::fs::read_to_string(BOOT).unwrap_or_default().trim().to_owned(),
+            written: RefCell::default(),
+            is_held: Cell::new(true),
+            is_done: watch::Sender::new(false),
+        }
+    }
+
+    /// Commands wait for this.
+    pub(super) fn done(&self) -> watch::Receiver<bool> {
+        self.is_done.subscribe()
+    }
+
+    /// What the predecessor has left, if it ran since the machine was booted.
+    fn read(&self) -> Vec<Request> {
+        let text = match std::fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(error) => {
+                tracing::warn!("{}: {error}", self.path.display());
+                return Vec::new();
+            }
+        };
+        match serde_json::from_slice::<Text>(&text) {
+            Ok(text) if text.boot == self.boot => text.requests,
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                tracing::warn!("{} is not understood: {error}", self.path.display());
+                Vec::new()
+            }
+        }
+    }
+
+    /// The resources are like this now.
+    pub(super) fn write(&self, records: &[Record]) {
+        if self.is_held.get() {
+            return;
+        }
+        self.replace(records.iter().flat_map(requests_of).collect());
+    }
+
+    /// The daemon ends: from here on it does not matter what becomes of the resources, except that
+    /// what was demoted is not Primary.
+    pub(super) fn seal(&self) {
+        self.is_held.set(true);
+    }
+
+    /// A resource was taken down in good order.
+    pub(super) fn has_ended(&self, minors: &[u32]) {
+        let is_over = |request: &Request| {
+            matches!(request, Request::Primary { target: Target::Minor(minor), .. }
+                if minors.contains(minor))
+        };
+        let left = self.written.borrow().iter().filter(|r| !is_over(r)).cloned().collect();
+        self.replace(left);
+    }
+
+    fn replace(&self, requests: Vec<Request>) {
+        if *self.written.borrow() == requests {
+            return;
+        }
+        let text = Text { boot: self.boot.clone(), requests };
+        if let Err(error) = self.put(&text) {
+            tracing::warn!("{} can not be written: {error}", self.path.display());
+        }
+        // A failure is said once for each change.
+        self.written.replace(text.requests);
+    }
+
+    /// Whoever reads it sees all of one version, whatever happens meanwhile.
+    fn put(&self, text: &Text) -> io::Result<()> {
+        let beside = self.path.with_extension("state.new");
+        let mut options = std::fs::OpenOptions::new();
+        // There may be secrets in it.
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&beside)?;
+        file.write_all(&serde_json::to_vec(text)?)?;
+        std::fs::rename(&beside, &self.path)
+    }
+}
+
+/// The commands that make a resource as it is.
+fn requests_of(record: &Record) -> Vec<Request> {
+    let shown = super::snapshot::resource(record);
+    let resource = &record.name;
+    let options = record.options.clone();
+    let mut requests = vec![Request::NewResource { resource: resource.clone(), options }];
+    let mut roles = Vec::new();
+    for volume in shown.volumes {
+        let (minor, nr) = (volume.minor, volume.volume);
+        requests.push(Request::NewMinor { resource: resource.clone(), minor, volume: nr });
+        if let Some(backing) = volume.backing {
+            let drbd_admin::Backing { disk, meta_disk, meta_index, options, .. } = backing;
+            requests.push(Request::Attach { minor, disk, meta_disk, meta_index, options });
+        }
+        if volume.role == Role::Primary {
+            roles.push(Request::Primary { target: Target::Minor(minor), force: false });
+        }
+    }
+    if let Some(network) = record.network.as_ref().filter(|network| !network.is_pending) {
+        requests.push(Request::Connect {
+            resource: resource.clone(),
+            local: network.local.clone(),
+            peer: network.peer.clone(),
+            options: network.options.clone(),
+            discard_my_data: false,
+            tentative: false,
+        });
+    }
+    requests.extend(roles);
+    requests
+}
+
+/// Goes on where the predecessor ended; then commands are taken.
+pub(super) async fn take_over(node: Rc<Node>) {
+    let requests = if node.settings.node.take_over { node.will.read() } else { Vec::new() };
+    if !requests.is_empty() {
+        tracing::info!("drbd: taking over the resources of a daemon that is gone");
+    }
+    for request in requests {
+        carry_out(&node, request).await;
+    }
+    node.will.is_held.set(!node.settings.node.take_over);
+    node.with_all(|all| node.will.write(all));
+    node.will.is_done.send_replace(true);
+}
+
+async fn carry_out(node: &Rc<Node>, request: Request) {
+    match &request {
+        Request::Attach { minor, meta_disk, meta_index, .. } => {
+            apply_al(node, *minor, meta_disk, *meta_index).await;
+        }
+        Request::Primary { target: Target::Minor(minor), .. } => meet_peer(node, *minor).await,
+        _ => {}
+    }
+    let shown = format!("{request:?}");
+    let reply = commands::run(node, request).await;
+    if !reply.is_success() {
+        let text = reply.message("taking over");
+        tracing::error!("drbd: {}: {shown}", text.trim_end().replace('\n', " "));
+    }
+}
+
+/// Marks what the predecessor may have been writing, as drbdadm does before each attach.
+async fn apply_al(node: &Node, minor: u32, meta_disk: &str, index: MetaIndex) {
+    let own = std::env::current_exe().ok();
+    let beside = own.as_deref().and_then(Path::parent).map(|folder| folder.join("drbdmeta"));
+    let program = beside.filter(|path| path.exists()).unwrap_or_else(|| DRBDMETA.into());
+    let index = match index {
+        MetaIndex::Internal => "internal".to_owned(),
+        MetaIndex::Flexible => "flex-external".to_owned(),
+        MetaIndex::Index(n) => n.to_string(),
+    };
+    let mut command = Command::new(&program);
+    command.args([&minor.to_string(), "v08", meta_disk, &index, "apply-al"]);
+    command.env("DRBDRS_ADMIN_SOCKET", &node.helper.socket).stdin(std::process::Stdio::null());
+    match command.output().await {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            tracing::error!("drbd: drbdmeta {minor} apply-al: {}: {}", output.status, said.trim());
+        }
+        Err(error) => tracing::error!("drbd: {}: {error}", program.display()),
+    }
+}
+
+/// Waits until the peer has been heard of, for a while: it may know more than this node.
+async fn meet_peer(node: &Node, minor: u32) {
+    let Some((id, nr)) = node.volume_of(minor) else { return };
+    let end = Instant::now() + PEER_MAX;
+    let has_met = |record: &mut Record| {
+        let connects = record.network.is_some();
+        !connects || record.status_of(nr).is_some_and(|v| v.state.conn >= Cstate::Connected)
+    };
+    while Instant::now() < end && node.with(id, has_met) == Some(false) {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Minors of a resource.
+pub(super) fn minors(record: &Record) -> Vec<u32> {
+    record.volumes.values().map(|volume| volume.minor).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_written_since_the_boot_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("drbdrs.sock");
+        let primary = |minor| Request::Primary { target: Target::Minor(minor), force: false };
+        let requests = vec![
+            Request::NewResource { resource: "r0".into(), options: Default::default() },
+            primary(1),
+            primary(2),
+        ];
+        let will = Will::beside(&socket);
+        assert_eq!(will.read(), []);
+        will.replace(requests.clone());
+        assert_eq!(Will::beside(&socket).read(), requests);
+        will.has_ended(&[1]);
+        assert_eq!(Will::beside(&socket).read(), [requests[0].clone(), primary(2)]);
+        let later = Will { boot: "another".into(), ..Will::beside(&socket) };
+        assert_eq!(later.read(), []);
+        std::fs::write(socket.with_extension("state"), "{").unwrap();
+        assert_eq!(later.read(), []);
+    }
+}
