@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::registry::{Item, Node};
+use super::takeover::Stage;
 use super::{commands, why};
 
 /// Clients at the same time.
@@ -137,6 +138,7 @@ impl Client {
     }
 
     async fn answer(&mut self, envelope: Envelope) -> Io {
+        self.node.will.reaches(Stage::Promoting).await;
         match envelope.request {
             Request::Status { target } => {
                 self.node.refresh(&target).await;
@@ -205,8 +207,7 @@ impl Client {
         // The next command of this resource waits for this one, as long as the client does.
         let (place, asked) = (Rc::clone(&self.node), shown.clone());
         let lock = async move {
-            // Its sender lives as long as the node.
-            let _ = place.will.done().wait_for(|is_done| *is_done).await;
+            place.will.reaches(Stage::Done).await;
             let order = if may_overtake(&asked) { None } else { order_of(&place, &asked) };
             match order {
                 Some(order) => Some(order.lock_owned().await),

@@ -49,8 +49,19 @@ pub(super) struct Will {
     written: RefCell<Vec<Request>>,
     /// The predecessor's is carried out, or the own one is final: nothing is written.
     is_held: Cell<bool>,
-    /// False until the predecessor's will is done.
-    is_done: watch::Sender<bool>,
+    is_sealed: Cell<bool>,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far the predecessor's will is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Resources are made. Nobody may look.
+    Making,
+    /// Peers are awaited. Nobody else may change anything.
+    Promoting,
+    /// Over.
+    Done,
 }
 
 impl Will {
@@ -61,13 +72,15 @@ impl Will {
             boot: std::fs::read_to_string(BOOT).unwrap_or_default().trim().to_owned(),
             written: RefCell::default(),
             is_held: Cell::new(true),
-            is_done: watch::Sender::new(false),
+            is_sealed: Cell::new(false),
+            stage: watch::Sender::new(Stage::Making),
         }
     }
 
-    /// Commands wait for this.
-    pub(super) fn done(&self) -> watch::Receiver<bool> {
-        self.is_done.subscribe()
+    /// Waits until it has got so far.
+    pub(super) async fn reaches(&self, stage: Stage) {
+        // The sender lives as long as this.
+        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
     }
 
     /// What the predecessor has left, if it ran since the machine was booted.
@@ -102,6 +115,7 @@ impl Will {
     /// what was demoted is not Primary.
     pub(super) fn seal(&self) {
         self.is_held.set(true);
+        self.is_sealed.set(true);
     }
 
     /// A resource was taken down in good order.
@@ -172,22 +186,34 @@ fn requests_of(record: &Record) -> Vec<Request> {
 
 /// Goes on where the predecessor ended; then commands are taken.
 pub(super) async fn take_over(node: Rc<Node>) {
-    let requests = if node.settings.node.take_over { node.will.read() } else { Vec::new() };
+    let is_wanted = node.settings.node.take_over;
+    let requests = if is_wanted { node.will.read() } else { Vec::new() };
     if !requests.is_empty() {
         tracing::info!("drbd: taking over the resources of a daemon that is gone");
     }
-    for request in requests {
+    let is_role = |request: &Request| matches!(request, Request::Primary { .. });
+    let (roles, others): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_role);
+    for request in others {
         carry_out(&node, request).await;
     }
-    node.will.is_held.set(!node.settings.node.take_over);
-    node.with_all(|all| node.will.write(all));
-    node.will.is_done.send_replace(true);
+    node.will.stage.send_replace(Stage::Promoting);
+    for request in roles {
+        carry_out(&node, request).await;
+    }
+    if is_wanted && !node.will.is_sealed.get() {
+        node.will.is_held.set(false);
+        node.with_all(|all| node.will.write(all));
+    }
+    node.will.stage.send_replace(Stage::Done);
 }
 
 async fn carry_out(node: &Rc<Node>, request: Request) {
+    if node.will.is_sealed.get() {
+        return;
+    }
     match &request {
         Request::Attach { minor, meta_disk, meta_index, .. } => {
-            apply_al(node, *minor, meta_disk, *meta_index).await;
+            apply_al(*minor, meta_disk, *meta_index).await;
         }
         Request::Primary { target: Target::Minor(minor), .. } => meet_peer(node, *minor).await,
         _ => {}
@@ -201,7 +227,7 @@ async fn carry_out(node: &Rc<Node>, request: Request) {
 }
 
 /// Marks what the predecessor may have been writing, as drbdadm does before each attach.
-async fn apply_al(node: &Node, minor: u32, meta_disk: &str, index: MetaIndex) {
+async fn apply_al(minor: u32, meta_disk: &str, index: MetaIndex) {
     let own = std::env::current_exe().ok();
     let beside = own.as_deref().and_then(Path::parent).map(|folder| folder.join("drbdmeta"));
     let program = beside.filter(|path| path.exists()).unwrap_or_else(|| DRBDMETA.into());
@@ -212,7 +238,7 @@ async fn apply_al(node: &Node, minor: u32, meta_disk: &str, index: MetaIndex) {
     };
     let mut command = Command::new(&program);
     command.args([&minor.to_string(), "v08", meta_disk, &index, "apply-al"]);
-    command.env("DRBDRS_ADMIN_SOCKET", &node.helper.socket).stdin(std::process::Stdio::null());
+    command.stdin(std::process::Stdio::null());
     match command.output().await {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
