@@ -238,7 +238,8 @@ async fn apply_al(minor: u32, meta_disk: &str, index: MetaIndex) {
     };
     let mut command = Command::new(&program);
     command.args([&minor.to_string(), "v08", meta_disk, &index, "apply-al"]);
-    command.stdin(std::process::Stdio::null());
+    // It asks whether the minor is attached, and the daemon does not answer before this is done.
+    command.env("DRBDRS_ADMIN_SOCKET", "/nonexistent").stdin(std::process::Stdio::null());
     match command.output().await {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
