@@ -448,6 +448,13 @@ async fn down(node: &Rc<Node>, target: &Target) -> Done {
         Target::Minor(minor) => vec![node.volume_of(*minor).ok_or_else(unknown_minor)?.0],
     };
     for id in ids {
+        let secondary = |r: &mut Record| -> Vec<VolumeNr> {
+            let idle = r.status.volumes.iter().filter(|v| v.state.role == Role::Secondary);
+            idle.map(|v| v.nr).collect()
+        };
+        for nr in node.with(id, secondary).unwrap_or_default() {
+            devices::discard(node, id, nr).await;
+        }
         take_down(node, id).await?;
     }
     Ok(())

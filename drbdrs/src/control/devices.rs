@@ -17,7 +17,7 @@ use drbd_admin::Reply;
 use drbd_conf::settings::{FrontEnd, Settings};
 use drbd_core::action::DeviceOffer;
 use drbd_core::admin::Command;
-use drbd_types::{Failure, Refusal, VolumeNr};
+use drbd_types::{Failure, Refusal, SectorCount, VolumeNr};
 
 use super::machine::Id;
 use super::registry::Node;
@@ -35,6 +35,18 @@ pub(super) struct Slot {
     wanted: Cell<Option<DeviceOffer>>,
     there: tokio::sync::Mutex<There>,
 }
+
+/// What nobody is offered.
+const NOTHING: DeviceOffer = DeviceOffer {
+    size: SectorCount(0),
+    is_primary: false,
+    is_continued: false,
+    max_io: 0,
+    max_discard: 0,
+    max_write_zeroes: 0,
+    logical_block: 512,
+    physical_block: 512,
+};
 
 /// What there is.
 #[derive(Default)]
@@ -111,11 +123,23 @@ pub(super) async fn demote(node: &Rc<Node>, id: Id, nr: VolumeNr) -> Reply {
         }
         // If the demotion is refused, it comes back.
         there.told = None;
+    } else {
+        discard(node, id, nr).await;
     }
     let reply = node.ask(id, Command::Secondary(nr)).await;
     drop(there);
     settle(node, id, nr).await;
     reply
+}
+
+/// A volume that a daemon which is gone has left need not be Primary again, and whoever has its
+/// device open need not wait any more.
+pub(super) async fn discard(node: &Rc<Node>, id: Id, nr: VolumeNr) {
+    let Some(volume) = volume(node, id, nr, NOTHING) else { return };
+    node.will.forget_role(volume.minor);
+    let drivers: Vec<_> = node.drivers.iter().map(|(_, driver)| Arc::clone(driver)).collect();
+    // A panic there was said already.
+    let _ = tokio::task::spawn_blocking(move || inherit(&drivers, &volume)).await;
 }
 
 fn slot(node: &Node, id: Id, nr: VolumeNr) -> Option<Rc<Slot>> {

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! The file means something until the machine boots again, as the configuration of a kernel does.
-//! A Primary becomes Primary again after it had a chance to hear of its peer; whether it may is
-//! decided by the engine, as ever.
+//! A Primary becomes Primary again when the engine says that it may be so for whoever has its device
+//! open; that may have to wait for the peer.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,16 +18,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use drbd_admin::{MetaIndex, Request, Target};
-use drbd_types::{Cstate, Role};
+use drbd_core::engine::resume::Resumption;
+use drbd_types::Role;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::commands;
 use super::registry::{Node, Record};
 
-/// How long the peer is waited for before this node is Primary again.
+/// How long commands wait for volumes that are to be Primary again.
 const PEER_MAX: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Says which run of the machine this is.
@@ -51,6 +52,8 @@ pub(super) struct Will {
     is_held: Cell<bool>,
     is_sealed: Cell<bool>,
     stage: watch::Sender<Stage>,
+    /// Minors that are to be Primary again as soon as they may.
+    resuming: RefCell<BTreeSet<u32>>,
 }
 
 /// How far the predecessor's will is carried out.
@@ -74,6 +77,7 @@ impl Will {
             is_held: Cell::new(true),
             is_sealed: Cell::new(false),
             stage: watch::Sender::new(Stage::Making),
+            resuming: RefCell::default(),
         }
     }
 
@@ -81,6 +85,11 @@ impl Will {
     pub(super) async fn reaches(&self, stage: Stage) {
         // The sender lives as long as this.
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// It need not be Primary again, or is it.
+    pub(super) fn forget_role(&self, minor: u32) {
+        self.resuming.borrow_mut().remove(&minor);
     }
 
     /// What the predecessor has left, if it ran since the machine was booted.
@@ -108,7 +117,10 @@ impl Will {
         if self.is_held.get() {
             return;
         }
-        self.replace(records.iter().flat_map(requests_of).collect());
+        let role = |minor: &u32| Request::Primary { target: Target::Minor(*minor), force: false };
+        let mut requests: Vec<_> = records.iter().flat_map(requests_of).collect();
+        requests.extend(self.resuming.borrow().iter().map(role));
+        self.replace(requests);
     }
 
     /// The daemon ends: from here on it does not matter what becomes of the resources, except that
@@ -191,15 +203,26 @@ pub(super) async fn take_over(node: Rc<Node>) {
     if !requests.is_empty() {
         tracing::info!("drbd: taking over the resources of a daemon that is gone");
     }
-    let is_role = |request: &Request| matches!(request, Request::Primary { .. });
-    let (roles, others): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_role);
-    for request in others {
-        carry_out(&node, request).await;
+    let mut roles = Vec::new();
+    for request in requests {
+        match request {
+            Request::Primary { target: Target::Minor(minor), .. } => roles.push(minor),
+            request => carry_out(&node, request).await,
+        }
     }
     node.will.stage.send_replace(Stage::Promoting);
-    for request in roles {
-        carry_out(&node, request).await;
-    }
+    let resumed = roles.into_iter().map(|minor| {
+        node.will.resuming.borrow_mut().insert(minor);
+        tokio::task::spawn_local(resume(Rc::clone(&node), minor))
+    });
+    let resumed: Vec<_> = resumed.collect();
+    let all = async {
+        for one in resumed {
+            let _ = one.await;
+        }
+    };
+    // Those that wait for their peer go on doing so; the administrator may decide.
+    let _ = tokio::time::timeout(PEER_MAX, all).await;
     if is_wanted && !node.will.is_sealed.get() {
         node.will.is_held.set(false);
         node.with_all(|all| node.will.write(all));
@@ -207,16 +230,38 @@ pub(super) async fn take_over(node: Rc<Node>) {
     node.will.stage.send_replace(Stage::Done);
 }
 
+/// Makes a volume Primary again as soon as it may be so for those who still have its device open.
+async fn resume(node: Rc<Node>, minor: u32) {
+    let Some((id, nr)) = node.volume_of(minor) else { return };
+    loop {
+        if node.will.is_sealed.get() || !node.will.resuming.borrow().contains(&minor) {
+            return;
+        }
+        let resumption = node.with(id, |r| r.status_of(nr).map(|v| v.resumption)).flatten();
+        match resumption {
+            Some(Resumption::Waits) => tokio::time::sleep(PAUSE).await,
+            Some(Resumption::Ready) => break,
+            Some(Resumption::No) | None => {
+                tracing::error!(
+                    "drbd: minor {minor} was Primary and may not go on so: it has no disk, or others \
+                     may have written; whoever has its device open must let go of it"
+                );
+                node.will.forget_role(minor);
+                return;
+            }
+        }
+    }
+    let request = Request::Primary { target: Target::Minor(minor), force: false };
+    carry_out(&node, request).await;
+    node.will.forget_role(minor);
+}
+
 async fn carry_out(node: &Rc<Node>, request: Request) {
     if node.will.is_sealed.get() {
         return;
     }
-    match &request {
-        Request::Attach { minor, meta_disk, meta_index, .. } => {
-            apply_al(*minor, meta_disk, *meta_index).await;
-        }
-        Request::Primary { target: Target::Minor(minor), .. } => meet_peer(node, *minor).await,
-        _ => {}
+    if let Request::Attach { minor, meta_disk, meta_index, .. } = &request {
+        apply_al(*minor, meta_disk, *meta_index).await;
     }
     let shown = format!("{request:?}");
     let reply = commands::run(node, request).await;
@@ -247,19 +292,6 @@ async fn apply_al(minor: u32, meta_disk: &str, index: MetaIndex) {
             tracing::error!("drbd: drbdmeta {minor} apply-al: {}: {}", output.status, said.trim());
         }
         Err(error) => tracing::error!("drbd: {}: {error}", program.display()),
-    }
-}
-
-/// Waits until the peer has been heard of, for a while: it may know more than this node.
-async fn meet_peer(node: &Node, minor: u32) {
-    let Some((id, nr)) = node.volume_of(minor) else { return };
-    let end = Instant::now() + PEER_MAX;
-    let has_met = |record: &mut Record| {
-        let connects = record.network.is_some();
-        !connects || record.status_of(nr).is_some_and(|v| v.state.conn >= Cstate::Connected)
-    };
-    while Instant::now() < end && node.with(id, has_met) == Some(false) {
-        tokio::time::sleep(PAUSE).await;
     }
 }
 
