@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
@@ -18,6 +19,10 @@ pub const OURS: &str = "/opt/drbdrs";
 const PORT: u16 = 7789;
 /// Settings of the guest's daemon.
 const SETTINGS: &str = "/etc/drbd.d/drbdrs.toml";
+
+/// Writes everywhere on the device, and reads again what it has written before.
+pub const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
+                       --size=24m --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1";
 
 /// Both nodes.
 #[derive(Debug)]
@@ -102,6 +107,44 @@ impl DevicePair {
              for i in $(seq 600); do [ -d /proc/$pid ] || exit 0; sleep 0.05; done; exit 1"
         );
         self.tell(self.guest.ok(&script)).map(drop)
+    }
+
+    /// How often the daemon ends in a test of that: `DRBDRS_KILLS`, or 4 times.
+    pub fn rounds() -> usize {
+        std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4)
+    }
+
+    /// The guest's daemon ends again and again, in several ways, while fio writes and reads again
+    /// what it has written. Nobody brings the next one's resources up, nobody sees an error, and in
+    /// the end both disks are equal.
+    ///
+    /// # Errors
+    /// It is otherwise.
+    pub fn survive(&mut self, rounds: usize) -> Result<()> {
+        let fio = format!("{FIO} --loops=100000 --do_verify=1 --verify_backlog=32");
+        let fio = self.guest.spawn(&fio)?;
+        let start = Instant::now();
+        for (round, millis) in (0..rounds).zip([500, 900, 1300, 1700].into_iter().cycle()) {
+            std::thread::sleep(Duration::from_millis(millis));
+            let signal = ["KILL", "TERM", "ABRT"][round % 3];
+            self.end_daemon(signal)?;
+            self.tell(self.start_daemon())?;
+            let is_primary = "grep -q 'ro:Primary/' /run/drbd/proc-drbd";
+            self.tell(self.guest.wait_for(is_primary, LONG))?;
+            println!("round {round}: {signal}, {:.1} s", start.elapsed().as_secs_f32());
+        }
+        self.in_sync()?;
+        self.tell(self.guest.ok("kill -INT $(pidof fio)"))?;
+        let fio = fio.wait(LONG)?;
+        let counted = fio.out.lines().find(|line| line.contains("issued rwts")).unwrap_or_default();
+        println!("{}", counted.trim());
+        ensure!(!fio.out.contains("error") && counted.contains("total="), "{fio:?}");
+        ensure!(!counted.contains("total=0,"), "nothing was verified");
+        let log = self.guest.log()?;
+        ensure!(!log.contains("I/O error"), "{log}");
+        self.compare()?;
+        self.tell(self.adm("secondary r0"))?;
+        self.guest.shutdown()
     }
 
     /// drbdadm in the guest.

@@ -1,10 +1,9 @@
 //! Volumes as block devices of the kernel's NBD driver, replicated to another daemon.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use drbdrs_tests::device_pair::DevicePair;
-use drbdrs_tests::kernel_pair::LONG;
+use drbdrs_tests::device_pair::{DevicePair, FIO};
 use drbdrs_tests::need::{Need, trial};
 use libtest_mimic::{Arguments, Failed};
 
@@ -24,10 +23,6 @@ fn main() {
 
 /// Size of the backing disks.
 const BYTES: u64 = 64 << 20;
-/// Writes everywhere on the device, and reads again what it has written before.
-const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
-                   --size=24m --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1";
-
 fn nbd() -> Result<DevicePair> {
     DevicePair::new("[\"nbd-kernel\"]", &["nbd"], BYTES)
 }
@@ -85,29 +80,5 @@ fn file_system() -> Result<()> {
 
 /// Requests wait for the next daemon, and none fails.
 fn killed() -> Result<()> {
-    let clock = Clock(Instant::now());
-    let mut pair = nbd()?;
-    clock.say("in sync");
-    let rounds = std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
-    let fio =
-        pair.guest.spawn(&format!("{FIO} --loops=1000 --do_verify=1 --verify_backlog=256"))?;
-    for round in 0..rounds {
-        std::thread::sleep(Duration::from_millis(500 + round % 4 * 400));
-        pair.tell(pair.kill_daemon())?;
-        pair.tell(pair.start_daemon())?;
-        pair.tell(pair.adm("up r0"))?;
-        pair.tell(pair.adm("primary r0"))?;
-        clock.say("again");
-    }
-    pair.in_sync()?;
-    std::thread::sleep(Duration::from_secs(1));
-    pair.guest.ok("kill -INT $(pidof fio)")?;
-    let fio = fio.wait(LONG)?;
-    println!("{}", fio.out);
-    ensure!(!fio.out.contains("error"), "{fio:?}");
-    let log = pair.guest.log()?;
-    ensure!(!log.contains("I/O error"), "{log}");
-    pair.compare()?;
-    pair.tell(pair.adm("secondary r0"))?;
-    pair.guest.shutdown()
+    nbd()?.survive(DevicePair::rounds())
 }

@@ -1,10 +1,9 @@
 //! Volumes as block devices of the kernel's ublk driver, replicated to another daemon.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use drbdrs_tests::device_pair::DevicePair;
-use drbdrs_tests::kernel_pair::LONG;
+use drbdrs_tests::device_pair::{DevicePair, FIO};
 use drbdrs_tests::need::{Need, trial};
 use libtest_mimic::{Arguments, Failed};
 
@@ -24,11 +23,6 @@ fn main() {
 
 /// Size of the backing disks.
 const BYTES: u64 = 64 << 20;
-/// Writes everywhere on the device, and reads again what it has written before.
-const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
-                   --size=24m --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1";
-const IS_PRIMARY: &str = "grep -q 'ro:Primary/' /run/drbd/proc-drbd";
-
 fn ublk() -> Result<DevicePair> {
     DevicePair::new("[\"ublk\"]", &["ublk_drv"], BYTES)
 }
@@ -86,30 +80,5 @@ fn file_system() -> Result<()> {
 
 /// Requests wait for the next daemon, and none fails.
 fn killed() -> Result<()> {
-    let clock = Clock(Instant::now());
-    let mut pair = ublk()?;
-    clock.say("in sync");
-    let rounds = std::env::var("DRBDRS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4_usize);
-    let fio =
-        pair.guest.spawn(&format!("{FIO} --loops=1000 --do_verify=1 --verify_backlog=256"))?;
-    for round in 0..rounds {
-        std::thread::sleep(Duration::from_millis(500 + round as u64 % 4 * 400));
-        let signal = ["KILL", "TERM", "ABRT"][round % 3];
-        pair.end_daemon(signal)?;
-        pair.tell(pair.start_daemon())?;
-        // Nobody brings anything up.
-        pair.tell(pair.guest.wait_for(IS_PRIMARY, LONG))?;
-        clock.say(signal);
-    }
-    pair.in_sync()?;
-    std::thread::sleep(Duration::from_secs(1));
-    pair.guest.ok("kill -INT $(pidof fio)")?;
-    let fio = fio.wait(LONG)?;
-    println!("{}", fio.out);
-    ensure!(!fio.out.contains("error"), "{fio:?}");
-    let log = pair.guest.log()?;
-    ensure!(!log.contains("I/O error"), "{log}");
-    pair.compare()?;
-    pair.tell(pair.adm("secondary r0"))?;
-    pair.guest.shutdown()
+    ublk()?.survive(DevicePair::rounds())
 }
