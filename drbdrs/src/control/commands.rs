@@ -76,7 +76,7 @@ pub(super) async fn run(node: &Rc<Node>, request: Request) -> Reply {
         }
         Request::Disconnect { local, peer, force } => match find_connection(node, &local, &peer) {
             Some(id) => {
-                let commit = Box::new(|record: &mut super::registry::Record, reply: &Reply| {
+                let commit = Box::new(|record: &mut Record, reply: &Reply| {
                     if reply.is_success() {
                         record.disconnected = Some(std::time::Instant::now());
                     }
