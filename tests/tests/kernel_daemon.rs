@@ -16,6 +16,7 @@ fn main() {
         row(1, "both", "the_daemon_and_file_systems_that_change_sides", file_systems),
         row(4, "both", "the_daemon_is_killed_under_load", daemon_killed),
         row(4, "Primary", "the_kernel_loses_power_under_load_of_the_daemon", kernel_power_cut),
+        row(4, "Secondary", "a_failed_flush_takes_acknowledgements_back", failed_flush),
         row(7, "both", "daemon_and_kernel_swap_their_disks", swap),
     ];
     libtest_mimic::run(&args, tests).exit();
@@ -126,6 +127,24 @@ fn kernel_power_cut() -> Result<()> {
         pair.verify()?;
     }
     Ok(())
+}
+
+/// What was acknowledged, and is in a cache that then fails to flush, is taken back before the epoch is
+/// acknowledged: the kernel has to know that it is the only one to have it.
+fn failed_flush() -> Result<()> {
+    let pair = DaemonPair::new(&Programs::build(), "protocol C;")?;
+    pair.kernel.guest.ok("drbdadm primary --force r0")?;
+    pair.in_sync()?;
+    let words = ["fault-disk", "@0", "--operation=flush", "--effect=error"];
+    pair.node.setup(&words)?.ok()?;
+    let write = "dd if=/dev/urandom of=/dev/drbd0 bs=64k seek=32 count=4 oflag=direct 2>/dev/null";
+    pair.kernel.guest.ok(write)?;
+    pair.tell(pair.node.until("ds:Diskless/UpToDate"))?;
+    let marked = "grep -q 'ds:UpToDate/Diskless' /proc/drbd && grep -q 'oos:256$' /proc/drbd";
+    pair.tell(pair.kernel.guest.wait_for(marked, LONG))?;
+    pair.node.setup(&["fault-clear"])?.ok()?;
+    pair.node.adm(&["attach", "r0"])?.ok()?;
+    pair.in_sync()
 }
 
 /// Both go down, in order or not, and each goes on with the disk of the other.
