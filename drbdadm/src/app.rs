@@ -72,6 +72,9 @@ pub fn run(invocation: Invocation) -> i32 {
     if invocation.is_whole_status() {
         return whole_status(&invocation).unwrap_or_else(|Exit(code)| code);
     }
+    if invocation.command.action == Action::Check {
+        return crate::check::run(invocation);
+    }
     match App::prepare(invocation).and_then(|app| app.execute()) {
         Ok(code) | Err(Exit(code)) => code,
     }
@@ -79,7 +82,7 @@ pub fn run(invocation: Invocation) -> i32 {
 
 impl App {
     /// Steps 1 to 5 of spec §6.1.
-    fn prepare(invocation: Invocation) -> Result<Self, Exit> {
+    pub(crate) fn prepare(invocation: Invocation) -> Result<Self, Exit> {
         let backend = programs(&invocation)?;
         let node = invocation.node_name.clone().unwrap_or_else(host::node_name);
         let lint = invocation.command.name == "lint";

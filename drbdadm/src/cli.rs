@@ -6,7 +6,7 @@ use bstr::{BString, ByteSlice};
 use drbd_conf::options::{self, OptionSpec};
 
 use crate::command::{self, Command};
-use crate::usage;
+use crate::{check, usage};
 
 /// What a general option is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,12 +183,23 @@ fn long_options() -> Vec<Long> {
 }
 
 /// Ours; found only by its full name, so that no abbreviation of the original becomes ambiguous.
-const OURS: [Long; 4] = [
+const OURS: [Long; 11] = [
     Long { name: "json", argument: Argument::No, meaning: Meaning::Backend },
     Long { name: "watch", argument: Argument::No, meaning: Meaning::Backend },
+    ours("keep"),
+    ours("yes-lose-changes-of"),
+    ours(check::OPTIONS[0]),
+    ours(check::OPTIONS[1]),
+    ours(check::OPTIONS[2]),
+    ours(check::OPTIONS[3]),
+    ours(check::OPTIONS[4]),
     Long { name: "format", argument: Argument::Required, meaning: Meaning::Format },
     Long { name: "node-name", argument: Argument::Required, meaning: Meaning::NodeName },
 ];
+
+const fn ours(name: &'static str) -> Long {
+    Long { name, argument: Argument::Required, meaning: Meaning::Backend }
+}
 
 /// Options of `status` that want everything in one call of the backend.
 const WHOLE_STATUS: [&str; 2] = ["json", "watch"];
@@ -328,6 +339,17 @@ struct Draft {
 
 /// Understands a command line; `args` without argv[0].
 pub fn parse(program: &BString, args: &[BString]) -> Outcome {
+    let outcome = understand(program, args);
+    match outcome {
+        // To the readers of `check` 1 is a warning.
+        Outcome::End { stdout, stderr, code: 1 } if args.iter().any(|word| word == "check") => {
+            end(stdout, stderr, check::UNKNOWN)
+        }
+        outcome => outcome,
+    }
+}
+
+fn understand(program: &BString, args: &[BString]) -> Outcome {
     let scanned = match scan(program, args) {
         Ok(scanned) => scanned,
         Err(message) => return end("", format!("{message}\ntry '{program} help'\n"), 1),
@@ -430,7 +452,7 @@ fn take_option(draft: &mut Draft, found: Found, stderr: &mut String) -> Option<O
 fn with_command(draft: Draft, words: Vec<BString>, mut stderr: String) -> Outcome {
     let Draft { mut invocation, mut help, recognised } = draft;
     let program = invocation.program.clone();
-    let mut words = words.into_iter();
+    let mut words = words.into_iter().peekable();
     let mut command = None;
     let mut before = Vec::new();
     for word in words.by_ref() {
@@ -439,7 +461,11 @@ fn with_command(draft: Draft, words: Vec<BString>, mut stderr: String) -> Outcom
             continue;
         }
         if let Some(found) = command::find(&word) {
-            command = Some(found);
+            let pair = words.peek().and_then(|second| command::find_pair(found, second));
+            if pair.is_some() {
+                words.next();
+            }
+            command = pair.or(Some(found));
             break;
         }
         if let Some((old, found)) = command::find_old(&word) {
@@ -490,8 +516,8 @@ fn foreign_option(command: &Command, recognised: &[&'static str]) -> Option<&'st
         return None;
     }
     let own: Vec<&'static OptionSpec> = options::command_options(command.name);
-    let is_ours = |name: &str| command.name == "status" && WHOLE_STATUS.contains(&name);
-    let is_own = |name: &str| is_ours(name) || own.iter().any(|o| o.name == name);
+    let ours = command.own_options();
+    let is_own = |name: &str| ours.contains(&name) || own.iter().any(|o| o.name == name);
     recognised.iter().copied().find(|name| !is_own(name))
 }
 

@@ -83,6 +83,12 @@ pub enum Action {
     Syncer,
     /// Our own commands: lint, completion, man.
     Native,
+    /// `check`.
+    Check,
+    /// `split-brain explain`.
+    ExplainSplitBrain,
+    /// `split-brain resolve`.
+    ResolveSplitBrain,
 }
 
 /// In which list of the help a command stands.
@@ -129,7 +135,18 @@ impl Command {
 
     /// Names for resources are needed.
     pub fn needs_names(&self) -> bool {
-        self.level != Level::Nothing && !self.is_dump() && self.name != "status"
+        let may_mean_all = matches!(self.action, Action::Check | Action::ExplainSplitBrain);
+        self.level != Level::Nothing && !self.is_dump() && self.name != "status" && !may_mean_all
+    }
+
+    /// Options that only drbdrs has; all but those of `status` take a value.
+    pub fn own_options(&self) -> &'static [&'static str] {
+        match self.action {
+            Action::Check => &crate::check::OPTIONS,
+            Action::ResolveSplitBrain => &["keep", "yes-lose-changes-of"],
+            _ if self.name == "status" => &["json", "watch"],
+            _ => &[],
+        }
     }
 }
 
@@ -221,6 +238,9 @@ commands! {
 
     Unlisted "syncer" Resource true true Short Syncer "8.3: apply the options of the file";
     Unlisted "why" Resource false false Short SetupResource "explain what the resource does or waits for";
+    Unlisted "split-brain explain" Resource false false Short ExplainSplitBrain "say what happened in a split brain, and what resolves it";
+    Unlisted "split-brain resolve" Resource false false Short ResolveSplitBrain "give up the changes of one node";
+    Unlisted "check" Resource false false Short Check "one line and an exit code of 0 to 3 for Nagios and SNMP";
     Unlisted "lint" Nothing false false None Native "check the configuration, with explanations";
     Unlisted "completion" Nothing false false None Native "print the completion script for a shell";
     Unlisted "man" Nothing false false None Native "print the manual page";
@@ -229,6 +249,13 @@ commands! {
 /// Finds a command by its exact name.
 pub fn find(name: &[u8]) -> Option<&'static Command> {
     COMMANDS.iter().find(|c| c.name.as_bytes() == name)
+}
+
+/// The second word of a command of two words. A handler has the name of the first one; the daemon
+/// calls it with `minor-N`.
+pub fn find_pair(first: &Command, second: &[u8]) -> Option<&'static Command> {
+    let second = std::str::from_utf8(second).ok()?;
+    find(format!("{} {second}", first.name).as_bytes())
 }
 
 /// Old names that still work, with a remark. Spec §7.3.

@@ -10,6 +10,7 @@
 pub mod adjust;
 pub mod app;
 pub mod backend;
+pub mod check;
 pub mod cli;
 pub mod command;
 pub mod create_md;
@@ -24,6 +25,7 @@ pub mod run;
 pub mod select;
 pub mod setup;
 pub mod sh;
+pub mod split_brain;
 pub mod stages;
 pub mod usage;
 pub mod version;

@@ -11,7 +11,7 @@ use drbd_conf::settings;
 
 use crate::app::App;
 use crate::cli::GENERAL;
-use crate::command::{Block, COMMANDS, Level};
+use crate::command::{Block, COMMANDS, Command, Level};
 use crate::print;
 
 /// Prints all complaints with excerpt and hint; 0 or 10. drbdrs' own settings, which lie beside
@@ -75,21 +75,25 @@ pub fn without_configuration(name: &str, words: &[bstr::BString]) -> Option<i32>
 
 /// Completion script for bash, from the command and option tables.
 pub fn completion() -> String {
-    let commands: Vec<&str> =
-        COMMANDS.iter().filter(|c| c.block != Block::Handlers).map(|c| c.name).collect();
+    let shown = COMMANDS.iter().filter(|c| c.block != Block::Handlers);
+    let mut commands: Vec<&str> = shown.map(first_word).collect();
+    commands.dedup();
     let mut general: Vec<String> = GENERAL.iter().map(|g| format!("--{}", g.2)).collect();
     general.extend(["--format".into(), "--node-name".into()]);
     let mut cases = String::new();
     for command in COMMANDS {
-        let options = command_options(command.name);
-        if options.is_empty() {
-            continue;
-        }
-        let words: Vec<String> = options
+        let mut words: Vec<String> = command_options(command.name)
             .iter()
             .map(|o| if o.is_bool() { format!("--{}", o.name) } else { format!("--{}=", o.name) })
             .collect();
-        cases.push_str(&format!("        {}) words=\"{}\" ;;\n", command.name, words.join(" ")));
+        if command.block == Block::Unlisted {
+            words.extend(command.own_options().iter().map(|name| format!("--{name}=")));
+        }
+        if words.is_empty() {
+            continue;
+        }
+        let name = first_word(command);
+        cases.push_str(&format!("        {name}) words=\"{}\" ;;\n", words.join(" ")));
     }
     let plain: Vec<&str> =
         COMMANDS.iter().filter(|c| c.level == Level::Nothing).map(|c| c.name).collect();
@@ -105,6 +109,8 @@ _drbdadm()
         -c|--config-file|-t|--config-to-test|-s|--drbdsetup|-m|--drbdmeta|-p|--drbd-proxy-ctl)
             COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --format) COMPREPLY=($(compgen -W "text xml json" -- "$cur")); return ;;
+        --keep) COMPREPLY=($(compgen -W "local peer" -- "$cur")); return ;;
+        split-brain) COMPREPLY=($(compgen -W "explain resolve" -- "$cur")); return ;;
         completion) COMPREPLY=($(compgen -W "bash" -- "$cur")); return ;;
     esac
     command=""
@@ -132,6 +138,11 @@ complete -F _drbdadm drbdadm
         general = general.join(" "),
         plain = plain.join(" "),
     )
+}
+
+/// Some commands have two words.
+fn first_word(command: &Command) -> &'static str {
+    command.name.split(' ').next().unwrap_or(command.name)
 }
 
 /// Manual page in roff, from the same tables.
@@ -242,6 +253,40 @@ Form of dump; json is the effective configuration with the place of every value.
 .TP
 \fB\-\-node\-name\fR \fIname\fR
 Name of this host instead of the system's.
+.SH SPLIT BRAIN
+\fBsplit\-brain explain\fR says in words what happened when the two nodes met, since when they are
+apart, how much each of them has changed at most, which generations they have, and which commands
+resolve it either way. It knows what the daemon has seen since its start. The exit status is 0.
+.PP
+\fBsplit\-brain resolve\fR \fIresource\fR \fB\-\-keep\fR \fBlocal\fR|\fBpeer\fR names what will
+be lost, asks for the name of the node that loses it, and runs the commands that this node has to
+run: disconnect, secondary and connect \-\-discard\-my\-data if its own changes are given up, else
+connect. What has to be run on the other node is printed. Exit status 0: resolved; 5: the other node
+has something to do first; 1: refused or not confirmed.
+.TP
+\fB\-\-yes\-lose\-changes\-of\fR \fInode\fR
+For scripts, instead of the question: the node whose changes are given up.
+.PP
+A single word \fBsplit\-brain\fR is the handler of this name.
+.SH CHECK
+\fBcheck\fR prints one line with perfdata. Exit status 0 (OK): both copies of all volumes are current
+and within reach. 1 (WARNING): one of them is, or a resync runs, or numbers are beyond a limit.
+2 (CRITICAL): no current copy, a split brain or another refused connection, suspended I/O, a resource
+that is not up, or no daemon. 3 (UNKNOWN): wrong usage or configuration, no answer. Where the
+configuration may not be read by the user, the resources that are up are looked at. Limits are numbers
+or \fBnever\fR.
+.TP
+\fB\-\-out\-of\-sync\-warning\fR \fIKiB\fR
+WARNING if two good copies differ by so much, as a verify may find; default 1.
+.TP
+\fB\-\-out\-of\-sync\-critical\fR \fIKiB\fR
+CRITICAL if so much is out of sync in any state; default never.
+.TP
+\fB\-\-apart\-critical\fR \fIseconds\fR
+CRITICAL if the peer is away for so long, WARNING before; default 300.
+.TP
+\fB\-\-oldest\-warning\fR, \fB\-\-oldest\-critical\fR \fIseconds\fR
+The oldest request of an application waits for so long; defaults 10 and 60.
 .SH EXIT STATUS
 0: done. 1: wrong usage, unknown resource, or a stage of up or adjust failed. 2: a text is too long.
 10: the configuration is invalid. 20: a file or backend is missing, or a backend ran out of time.
@@ -263,7 +308,13 @@ mod tests {
         for command in COMMANDS {
             assert!(man.contains(&roff(command.name)), "{}", command.name);
             if command.block != Block::Handlers {
-                assert!(completion.contains(command.name), "{}", command.name);
+                assert!(completion.contains(first_word(command)), "{}", command.name);
+            }
+            if command.block == Block::Unlisted {
+                for option in command.own_options() {
+                    assert!(completion.contains(&format!("--{option}=")), "{option}");
+                    assert!(man.contains(&roff(option)), "{option}");
+                }
             }
         }
         for option in OPTIONS.iter().filter(|o| o.section == Section::Net) {

@@ -11,7 +11,7 @@ use crate::command::{Action, TimeClass};
 use crate::lines::{self, Ends, Lines};
 use crate::select::{Target, volumes};
 use crate::stages::{Job, Stage, Stages};
-use crate::{adjust, create_md, handler, print, proxy, registry, sh, wait};
+use crate::{adjust, create_md, handler, print, proxy, registry, sh, split_brain, wait};
 
 /// What a run has collected so far.
 #[derive(Default)]
@@ -49,6 +49,8 @@ pub fn one(app: &App, work: &mut Work, target: Target, all: bool) -> Result<i32,
         Action::ShBecomePrimary => sh::become_primary(app, resource, target),
         Action::Handler => handler::run(app, resource, target),
         Action::Proxy => proxy::run(app, resource, all)?,
+        Action::ExplainSplitBrain => split_brain::explain(app, resource)?,
+        Action::ResolveSplitBrain => split_brain::resolve(app, resource)?,
         Action::Connect => connect(app, resource)?,
         Action::NetOptions | Action::Disconnect => of_connection(app, resource)?,
         Action::SetupResource => {
@@ -192,7 +194,11 @@ pub fn ends(app: &App, resource: &Resource) -> Result<(Ends, bool), Exit> {
     Ok((ends, peer.is_some()))
 }
 
-fn needs_peer(app: &App, resource: &Resource, known: bool) -> Result<(), Exit> {
+/// Complains if the peer is not known.
+///
+/// # Errors
+/// The program ends: nothing can be connected.
+pub fn needs_peer(app: &App, resource: &Resource, known: bool) -> Result<(), Exit> {
     if known || app.backend.dry_run {
         return Ok(());
     }

@@ -23,12 +23,17 @@ pub fn usage(program: &BString, command: Option<&Command>, extra: Option<&str>) 
     match command {
         Some(command) => {
             let options = command_options(command.name);
-            if !options.is_empty() {
+            // The text of a command that the original has is the original's.
+            let ours = if command.block == Block::Unlisted { command.own_options() } else { &[] };
+            if !options.is_empty() || !ours.is_empty() {
                 out.push_str(&format!("\nOPTIONS FOR {}:\n", command.name));
             }
             for option in options {
                 let value = if option.is_bool() { "[=...]" } else { "=..." };
                 out.push_str(&format!("  --{}{value}\n", option.name));
+            }
+            for name in ours {
+                out.push_str(&format!("  --{name}=...\n"));
             }
         }
         None => {

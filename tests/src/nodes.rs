@@ -382,9 +382,31 @@ impl Node {
     /// # Errors
     /// It cannot be run.
     pub fn adm(&self, words: &[&str]) -> Result<Did> {
+        Ok(self.adm_command(words).output()?.into())
+    }
+
+    /// A drbdadm of this node.
+    pub fn adm_command(&self, words: &[&str]) -> Command {
         let mut command = self.command_of(&self.programs.adm);
         command.arg("-c").arg(&self.conf).args(["--node-name", self.name]).args(self.words(words));
-        Ok(command.env("DRBDRS_ADMIN_SOCKET", self.socket()).output()?.into())
+        command.env("DRBDRS_ADMIN_SOCKET", self.socket());
+        command
+    }
+
+    /// A directory in `dir` with the programs under their names, for a search path.
+    ///
+    /// # Errors
+    /// No files.
+    pub fn programs_on_path(&self, dir: &Path) -> Result<String> {
+        let folder = dir.join("bin");
+        std::fs::create_dir(&folder)?;
+        let Programs { adm, setup, meta, .. } = &self.programs;
+        for (name, program) in
+            [("drbdadm", adm), ("drbdsetup", setup), ("drbdsetup-84", setup), ("drbdmeta", meta)]
+        {
+            std::os::unix::fs::symlink(program, folder.join(name))?;
+        }
+        Ok(folder.display().to_string())
     }
 
     /// A program in the node's network.

@@ -21,6 +21,7 @@ const TOOLS: &[Tool] = &[
     Tool { probe: "bash", package: "bash" },
     Tool { probe: "strip", package: "binutils" },
     Tool { probe: "man", package: "man-db" },
+    Tool { probe: "tmux", package: "tmux" },
     Tool { probe: QEMU, package: "qemu-system-x86" },
     Tool { probe: "qemu-img", package: "qemu-utils" },
     Tool { probe: "fio", package: "fio" },

@@ -7,10 +7,10 @@ use drbd_admin::wire::Client;
 use drbd_admin::{Answer, Snapshot, Target, Update};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Failed;
 use super::parse::Invocation;
 use super::request::target;
 use super::run::{Session, closed, look_up, lost};
+use super::{Failed, offset};
 
 /// One of the two formats.
 enum Writer {
@@ -194,12 +194,6 @@ impl Writer {
             }
         }
     }
-}
-
-/// Seconds that the local clock is east of UTC at this moment.
-fn offset(at_us: u64) -> i32 {
-    let at = i64::try_from(at_us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
-    at.map_or(0, |at| jiff::tz::TimeZone::system().to_offset(at).seconds())
 }
 
 fn write(text: &str) -> std::io::Result<()> {

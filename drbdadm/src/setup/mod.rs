@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bstr::{BString, ByteSlice};
+use drbd_admin::{Snapshot, Target};
 
 use crate::print;
 
@@ -52,6 +53,37 @@ struct Context {
     is_default: bool,
     /// Longest time without an answer.
     deadline: Duration,
+}
+
+/// Why there is no answer from the daemon.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// For stderr.
+    pub text: String,
+    /// Nobody listens there.
+    pub is_absent: bool,
+}
+
+/// The state of everything, for commands of drbdadm itself.
+///
+/// # Errors
+/// The daemon does not answer within the deadline, or there is none.
+pub fn snapshot(deadline: Duration) -> Result<Snapshot, Unanswered> {
+    let ask = || {
+        let context = parse::context("drbdadm", &mut Vec::new())?;
+        let mut session = run::Session::open(&Context { deadline, ..context })?;
+        Ok(session.snapshot("all", Target::All)?.unwrap_or_default())
+    };
+    ask().map_err(|failed: Failed| Unanswered {
+        is_absent: failed.code == run::NO_DAEMON,
+        text: failed.stderr,
+    })
+}
+
+/// Seconds that the local clock is east of UTC at this moment.
+pub fn offset(at_us: u64) -> i32 {
+    let at = i64::try_from(at_us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
+    at.map_or(0, |at| jiff::tz::TimeZone::system().to_offset(at).seconds())
 }
 
 /// Runs a command line, with argv[0] in front; returns the exit code.

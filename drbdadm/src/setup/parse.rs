@@ -124,7 +124,7 @@ fn table(command: &Command) -> Vec<Row> {
 }
 
 /// Where the daemon is: `--socket`, the environment, the settings.
-fn context(
+pub(super) fn context(
     program: &str,
     options: &mut Vec<(&'static str, Option<BString>)>,
 ) -> Result<Context, Failed> {

@@ -32,7 +32,7 @@ pub(super) fn run(i: Invocation) -> Result<u8, Failed> {
 }
 
 /// Internal code of "nobody listens there"; users see 20.
-const NO_DAEMON: u8 = 255;
+pub(super) const NO_DAEMON: u8 = 255;
 
 /// Without a daemon these have nothing to do: they are called while the system goes down.
 fn is_done_without_daemon(name: &str) -> bool {

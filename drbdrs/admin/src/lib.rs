@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod handshake;
+mod latency;
 pub mod names;
 mod options;
 pub mod render;
@@ -15,6 +17,8 @@ mod snapshot;
 pub mod wire;
 
 pub use answer::{Answer, HelperCall, HelperPhase, Reply, Update};
+pub use handshake::{Handshake, HandshakeSide, Outcome};
+pub use latency::{Histogram, Latencies};
 pub use options::{OptionError, OptionSet, OptionValue, Section};
 pub use request::{
     Address, DiskOperation, Effect, Envelope, Family, Fault, MetaIndex, NetStream, Request, Target,

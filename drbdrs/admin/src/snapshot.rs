@@ -7,7 +7,7 @@ use drbd_types::{Cstate, Dstate, Failure, Gi, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::names;
-use crate::{Address, MetaIndex, OptionSet, Reply, Target};
+use crate::{Address, Handshake, Latencies, MetaIndex, OptionSet, Reply, Target};
 
 /// State of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,6 +51,12 @@ pub struct Resource {
     /// Exists while there is a network configuration.
     #[serde(default)]
     pub connection: Option<Connection>,
+    /// Since when the two nodes are not together, microseconds since 1970; absent while they are.
+    #[serde(default)]
+    pub apart_since_us: Option<u64>,
+    /// They have been, in the life of this daemon.
+    #[serde(default)]
+    pub has_been_together: bool,
     /// In ascending order of their numbers.
     #[serde(default)]
     pub volumes: Vec<Volume>,
@@ -180,6 +186,19 @@ pub struct Volume {
     /// Why it does not do what one would expect.
     #[serde(default)]
     pub reason: Option<Reason>,
+    /// The last handshake.
+    #[serde(default)]
+    pub handshake: Option<Handshake>,
+    /// When this node began a generation that its peer does not have, microseconds since 1970: from
+    /// then on it may have written alone.
+    #[serde(default)]
+    pub alone_since_us: Option<u64>,
+    /// The age of the oldest application request, microseconds.
+    #[serde(default)]
+    pub oldest_request_us: Option<u64>,
+    /// How long requests took.
+    #[serde(default)]
+    pub latencies: Latencies,
 }
 
 /// An attached disk; not shown any more once it is Failed.
@@ -221,16 +240,16 @@ pub struct Generations {
     pub crashed_primary: bool,
 }
 
-mod hex {
+pub(crate) mod hex {
     use drbd_types::Gi;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-    pub(super) fn serialize<S: Serializer>(slots: &[Gi; 4], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(slots: &[Gi; 4], to: S) -> Result<S::Ok, S::Error> {
         slots.map(|gi| gi.to_string()).serialize(to)
     }
 
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<[Gi; 4], D::Error> {
+    pub(crate) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<[Gi; 4], D::Error> {
         let texts = <[String; 4]>::deserialize(from)?;
         let mut slots = [Gi::default(); 4];
         for (slot, text) in slots.iter_mut().zip(texts) {
@@ -462,6 +481,10 @@ impl Volume {
             caches: None,
             blocked_on_al: 0,
             reason: None,
+            handshake: None,
+            alone_since_us: None,
+            oldest_request_us: None,
+            latencies: Latencies::default(),
         }
     }
 

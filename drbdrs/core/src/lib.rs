@@ -18,6 +18,7 @@ pub mod event;
 pub mod generation;
 pub mod ids;
 pub mod interval;
+pub mod latency;
 pub mod link;
 pub mod log_line;
 pub mod peer_write;

@@ -16,6 +16,7 @@ mod exports;
 mod faults;
 mod handlers;
 mod machine;
+mod past;
 mod registry;
 mod server;
 mod snapshot;

@@ -31,6 +31,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, broadcast, oneshot};
 
 use super::machine::{Id, Line, Machine, Told};
+use super::past::Past;
 use super::{devices, exports, faults, handlers, snapshot, takeover, why};
 use crate::front::kernel::Driver;
 use crate::front::nbd::door;
@@ -98,6 +99,7 @@ pub(super) struct Record {
     pub(super) problem: Option<Problem>,
     /// When an administrator ended the connection.
     pub(super) disconnected: Option<Instant>,
+    pub(super) past: Past,
     /// Handlers that run: name and since when.
     pub(super) handlers: BTreeMap<u32, (String, Instant)>,
     /// One command after the other.
@@ -141,6 +143,7 @@ impl Record {
             s.volumes.iter().map(of).collect()
         };
         let moves = numbers(&self.status) != numbers(&status);
+        self.past.learn(&status, now_us());
         self.status = status;
         if !self.status.has_net && self.network.as_ref().is_some_and(|n| !n.is_pending) {
             self.network = None;
@@ -324,6 +327,7 @@ impl Node {
             status: initial(),
             problem: None,
             disconnected: None,
+            past: Past::new(now_us()),
             handlers: BTreeMap::new(),
             order: Arc::default(),
             handle,

@@ -2,13 +2,16 @@
 //! Spec: status-and-integration.md §1, §2.4, §2.14.
 
 use drbd_admin::{
-    Backing, Cache, Connection, Counters, Generations, OptionSet, OptionValue, Progress, Resource,
-    Suspended, Volume, WaitClass, Window, WriteOrdering,
+    Backing, Cache, Connection, Counters, Generations, Handshake, HandshakeSide, Histogram,
+    Latencies, OptionSet, OptionValue, Outcome, Progress, Resource, Suspended, Volume, WaitClass,
+    Window, WriteOrdering,
 };
-use drbd_core::engine::status::{Status, VolumeStatus};
+use drbd_core::engine::status::{Met, MetSide, Status, VolumeStatus};
+use drbd_core::generation::{Slots, decide};
+use drbd_core::latency;
 use drbd_core::resync::extents::ENTRIES;
 use drbd_core::resync::progress::Detail;
-use drbd_types::{Cstate, Dstate};
+use drbd_types::{Cstate, Dstate, Gi};
 use drbdmeta::superblock::Flags;
 
 use super::registry::{Network, Record};
@@ -31,6 +34,8 @@ pub(super) fn resource(record: &Record) -> Resource {
             _ => WriteOrdering::Flush,
         },
         connection: connection.map(|network| connection_of(network, status)),
+        apart_since_us: record.past.apart_since,
+        has_been_together: record.past.has_been_together,
         volumes: status.volumes.iter().map(|v| volume(record, status, v)).collect(),
     };
     why::explain(&mut resource, record);
@@ -66,6 +71,7 @@ fn connection_of(network: &Network, status: &Status) -> Connection {
 fn volume(record: &Record, status: &Status, from: &VolumeStatus) -> Volume {
     let state = &from.state;
     let known = record.volumes.get(&from.nr.0);
+    let past = record.past.of(from.nr.0);
     let has_disk = state.disk > Dstate::Failed;
     let attached = known.and_then(|k| k.backing.as_ref()).filter(|_| has_disk);
     Volume {
@@ -121,7 +127,51 @@ fn volume(record: &Record, status: &Status, from: &VolumeStatus) -> Volume {
         }),
         blocked_on_al: from.blocked_on_log,
         reason: None,
+        handshake: from.met.map(|met| handshake(&met, past.met_at(&met))),
+        alone_since_us: past.alone_since,
+        oldest_request_us: from.oldest_request,
+        latencies: latencies(&from.latencies),
     }
+}
+
+fn handshake(met: &Met, at_us: u64) -> Handshake {
+    let side = |side: &MetSide| HandshakeSide {
+        slots: slots(&side.slots),
+        out_of_sync: side.bits,
+        role: side.role,
+        disk: side.disk,
+    };
+    Handshake {
+        at_us,
+        rule: met.rule,
+        code: met.reason.code().into(),
+        text: met.reason.meaning().into(),
+        outcome: match met.outcome {
+            decide::Outcome::Connected => Outcome::Connected,
+            decide::Outcome::Source(_) => Outcome::Source,
+            decide::Outcome::Target(_) => Outcome::Target,
+            decide::Outcome::Failed => Outcome::Failed,
+        },
+        is_split_brain: met.is_split_brain,
+        own: side(&met.own),
+        peer: side(&met.peer),
+    }
+}
+
+fn latencies(from: &latency::Latencies) -> Latencies {
+    let one = |(kind, stage, h): (latency::Kind, latency::Stage, &latency::Histogram)| Histogram {
+        kind: kind.name().into(),
+        stage: stage.name().into(),
+        counts: h.counts.into(),
+        sum_us: h.sum,
+    };
+    let histograms: Vec<Histogram> = from.iter().map(one).collect();
+    let limits_us = if histograms.is_empty() { Vec::new() } else { latency::LIMITS.into() };
+    Latencies { limits_us, histograms }
+}
+
+const fn slots(slots: &Slots) -> [Gi; 4] {
+    [slots.current, slots.bitmap, slots.history[0], slots.history[1]]
 }
 
 fn wide(n: usize) -> u64 {
@@ -139,9 +189,8 @@ fn with_size(options: &OptionSet, from: &VolumeStatus) -> OptionSet {
 }
 
 fn generations(from: &VolumeStatus, flags: Flags) -> Generations {
-    let slots = &from.slots;
     Generations {
-        slots: [slots.current, slots.bitmap, slots.history[0], slots.history[1]],
+        slots: slots(&from.slots),
         consistent: flags.contains(Flags::CONSISTENT),
         up_to_date: flags.contains(Flags::WAS_UP_TO_DATE),
         primary: flags.contains(Flags::PRIMARY),

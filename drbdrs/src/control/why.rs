@@ -183,9 +183,9 @@ fn handshake(
         );
         return Some(reason("disconnected", text));
     }
-    if let Some((rule, why)) = status.last_decision.filter(|(_, why)| is_failure(*why)) {
-        let text = format!("{} (rule {rule})", why.meaning());
-        return Some(reason(why.code(), text));
+    if let Some(met) = status.met.filter(|met| is_failure(met.reason)) {
+        let text = format!("{} (rule {})", met.reason.meaning(), met.rule);
+        return Some(reason(met.reason.code(), text));
     }
     let problem = record.problem.as_ref()?;
     is_alone.then(|| {
@@ -282,13 +282,14 @@ fn of_one(text: &mut String, volume: &Volume) {
 fn decisions(record: &mut Record) -> String {
     let mut text = String::new();
     for volume in &record.status.volumes {
-        if let Some((rule, why)) = volume.last_decision {
+        if let Some(met) = volume.met {
             let _ = writeln!(
                 text,
-                "  last handshake of volume {}: rule {rule}, {} [{}]",
+                "  last handshake of volume {}: rule {}, {} [{}]",
                 volume.nr.0,
-                why.meaning(),
-                why.code()
+                met.rule,
+                met.reason.meaning(),
+                met.reason.code()
             );
         }
     }

@@ -12,6 +12,7 @@ mod proc;
 mod sh;
 mod show;
 mod show_json;
+mod split_brain;
 mod status;
 mod watch;
 mod wrap;
@@ -25,6 +26,7 @@ pub use proc::{Compat, ProcOptions, RELEASE, proc};
 pub use sh::{cstate, dstate, role, sh_status, sh_status_unknown};
 pub use show::{ShowOptions, show};
 pub use show_json::show_json;
+pub use split_brain::{Reader, Side, SplitBrain, split_brain, split_brain_loss};
 pub use status::{StatusOptions, status};
 pub use watch::watch;
 

@@ -11,7 +11,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use drbd_types::{Cstate, Role, SectorRange, VolumeNr};
+use drbd_types::{Cstate, Role, SectorRange, Tick, VolumeNr};
 
 use crate::action::{Action, AppError, DiskOp, MetaOp};
 use crate::al::{GetResult, Transaction};
@@ -19,6 +19,7 @@ use crate::config::Protocol;
 use crate::event::{AppOp, AppRequest, IoFailure};
 use crate::ids::AppId;
 use crate::interval::Intervals;
+use crate::latency::{self, Stage};
 use crate::plant::{self, Bug};
 use crate::request::Request;
 use crate::request::log::ReqKey;
@@ -44,6 +45,8 @@ pub(super) enum Writer {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parked {
     pub(super) request: AppRequest,
+    /// When the upper layer asked for it.
+    pub(super) asked_at: Tick,
     /// How often it was tried before.
     pub(super) attempts: u8,
     /// References that it holds in the activity log: of its first extents.
@@ -55,8 +58,8 @@ pub(super) struct Parked {
 
 impl Parked {
     /// A request that comes from the top.
-    pub(super) const fn new(request: AppRequest, attempts: u8) -> Self {
-        Self { request, attempts, extents_held: 0, is_begun: false }
+    pub(super) const fn new(request: AppRequest, asked_at: Tick, attempts: u8) -> Self {
+        Self { request, asked_at, attempts, extents_held: 0, is_begun: false }
     }
 }
 
@@ -64,6 +67,9 @@ impl Parked {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flush {
     app: AppId,
+    /// When it was asked for, and when the own disk was.
+    asked_at: Tick,
+    since: Tick,
     local: Option<Result<(), IoFailure>>,
     /// The peer has to acknowledge the epochs up to this one.
     epoch: Option<u32>,
@@ -166,7 +172,7 @@ impl Core {
             self.refuse(&request, AppError::Invalid);
             return;
         }
-        let parked = Parked::new(request, 0);
+        let parked = Parked::new(request, self.now, 0);
         let Some(volume) = self.volume_mut(nr) else { return };
         volume.app.waiting.push_back(parked);
         self.admit_waiting(nr);
@@ -202,7 +208,7 @@ impl Core {
     /// An admitted request sets out.
     fn begin(&mut self, nr: VolumeNr, mut parked: Parked) {
         match parked.request.op {
-            AppOp::Flush => self.begin_flush(nr, parked.request.id),
+            AppOp::Flush => self.begin_flush(nr, &parked),
             AppOp::Read { .. } => self.route(nr, parked),
             AppOp::Write { range, .. } => {
                 if !self.needs_log(nr) || self.take_if_hot(nr, range) {
@@ -434,7 +440,8 @@ impl Core {
 
     // ---- flushes ----
 
-    fn begin_flush(&mut self, nr: VolumeNr, app: AppId) {
+    fn begin_flush(&mut self, nr: VolumeNr, parked: &Parked) {
+        let (app, asked_at, since) = (parked.request.id, parked.asked_at, self.now);
         let state = self.state(nr);
         let mirrored = facts::must_replicate(&state);
         let is_strict =
@@ -453,7 +460,7 @@ impl Core {
             return;
         }
         let Some(volume) = self.volume_mut(nr) else { return };
-        let key = volume.app.flushes.insert(Flush { app, local, epoch, mirrored });
+        let key = volume.app.flushes.insert(Flush { app, asked_at, since, local, epoch, mirrored });
         if has_disk {
             self.disk_io(nr, DiskOp::Flush, Purpose::Flush(key));
         }
@@ -465,9 +472,12 @@ impl Core {
         key: FlushKey,
         result: Result<(), IoFailure>,
     ) {
+        let now = self.now;
         let Some(volume) = self.volume_mut(nr) else { return };
         if let Some(flush) = volume.app.flushes.get_mut(key) {
             flush.local = Some(result);
+            let micros = now.0.saturating_sub(flush.since.0);
+            volume.latencies.note(latency::Kind::Flush, Stage::Disk, micros);
         }
         if result.is_err() {
             self.on_flush_error(nr);
@@ -496,8 +506,12 @@ impl Core {
             })
             .collect();
         for (key, app, ok) in done {
-            if let Some(volume) = self.volume_mut(nr) {
-                volume.app.flushes.remove(key);
+            let now = self.now;
+            if let Some(volume) = self.volume_mut(nr)
+                && let Some(flush) = volume.app.flushes.remove(key)
+            {
+                let micros = now.0.saturating_sub(flush.asked_at.0);
+                volume.latencies.note(latency::Kind::Flush, Stage::Total, micros);
             }
             self.complete_flush(nr, app, if ok { Ok(()) } else { Err(AppError::Io) });
         }

@@ -14,6 +14,7 @@ use crate::plant::{self, Bug};
 
 use super::change::{Done, Opt};
 use super::proc::Cx;
+use super::stats::Met;
 use super::{Core, call_handler, meta, resync, verify};
 
 /// P_STATE. Returns false if the connection ends with a protocol error.
@@ -305,7 +306,7 @@ async fn decide_and_prepare(
         let handshake = core.handshake(nr, packet, real)?;
         let decision = decide(&handshake);
         core.correct(nr, &decision);
-        core.note_decision(nr, &decision);
+        core.note_decision(nr, &handshake, &decision);
         Some(decision)
     })?;
     for step in &decision.steps {
@@ -437,11 +438,10 @@ impl Core {
     }
 
     /// Kept for the status: why the last handshake came out as it did.
-    fn note_decision(&mut self, nr: VolumeNr, decision: &Decision) {
-        let reason = decision.reason;
-        let rule = decision.comparison.rule;
+    fn note_decision(&mut self, nr: VolumeNr, handshake: &Handshake, decision: &Decision) {
+        let met = Met::new(self.now, handshake, decision);
         if let Some(volume) = self.volume_mut(nr) {
-            volume.stats.last_decision = Some((u32::from(rule), reason));
+            volume.stats.met = Some(met);
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use alloc::format;
 
-use drbd_types::{ByteLen, Cstate, Dstate, SectorRange, VolumeNr};
+use drbd_types::{ByteLen, Cstate, Dstate, SectorRange, Tick, VolumeNr};
 use drbd_wire::Packet;
 use drbd_wire::packet::{
     BarrierId, Block, BlockDesc, BlockId, BlockRequest, DpFlags, Features, RequestKind,
@@ -16,6 +16,7 @@ use drbd_wire::packet::{
 use crate::action::{Action, AppError, DiskOp, SendData};
 use crate::config::{OnIoError, Protocol, ReadBalancing};
 use crate::event::{AppOp, IoFailure};
+use crate::latency::Stage;
 use crate::log_line::Severity;
 use crate::plant::{self, Bug};
 use crate::request::log::ReqKey;
@@ -74,6 +75,7 @@ impl Core {
             is_postponed: false,
             is_in_tree: matches!(remote, Remote::Mirror(_)),
             attempts: parked.attempts,
+            asked_at: parked.asked_at,
             since: self.now,
             sent_at: None,
         };
@@ -481,13 +483,38 @@ impl Core {
     pub(super) fn happened(&mut self, key: ReqKey, happened: Happened) {
         let Some(request) = self.log.get_mut(key) else { return };
         let was_mirror = request.progress.is_unacknowledged_mirror();
+        let was_pending = request.progress.is_pending();
         request.progress.on(happened);
+        let is_answer = was_pending && !request.progress.is_pending();
+        let request = *request;
+        self.note_stage(&request, happened, is_answer);
         let is_over = was_mirror && !request.progress.is_unacknowledged_mirror();
         let len = request.range.len.0;
         if is_over {
             self.conn.sectors_in_flight = self.conn.sectors_in_flight.saturating_sub(len);
         }
         self.advance(key);
+    }
+
+    /// How long a disk or the peer took.
+    fn note_stage(&mut self, request: &Request, happened: Happened, is_answer: bool) {
+        let (stage, since) = match happened {
+            Happened::LocalOk => (Stage::Disk, Some(request.since)),
+            // Protocol A takes the transport's word for it.
+            Happened::ConnectionLost | Happened::Sent => return,
+            _ if is_answer => (Stage::Peer, request.sent_at),
+            _ => return,
+        };
+        if let Some(since) = since {
+            self.note_latency(request, stage, since);
+        }
+    }
+
+    fn note_latency(&mut self, request: &Request, stage: Stage, since: Tick) {
+        let micros = self.now.0.saturating_sub(since.0);
+        if let Some(volume) = self.volume_mut(request.volume) {
+            volume.latencies.note(request.kind.into(), stage, micros);
+        }
     }
 
     /// Completes and forgets a request if its facts allow it.
@@ -543,6 +570,11 @@ impl Core {
         let result = if is_good { Ok(()) } else { Err(AppError::Io) };
         let data = self.conn.read_data.remove(&key.raw());
         self.touch();
+        let queued = request.since.0.saturating_sub(request.asked_at.0);
+        if let Some(volume) = self.volume_mut(nr) {
+            volume.latencies.note(request.kind.into(), Stage::Queue, queued);
+        }
+        self.note_latency(request, Stage::Total, request.asked_at);
         self.out.push(Action::CompleteApp { id: request.app, result, data });
     }
 
@@ -564,7 +596,7 @@ impl Core {
         self.touch();
         let op = AppOp::Read { range: request.range, buf };
         let again = crate::event::AppRequest { id: request.app, volume: nr, op };
-        let parked = Parked::new(again, request.attempts + 1);
+        let parked = Parked::new(again, request.asked_at, request.attempts + 1);
         if parked.attempts > ATTEMPTS_MAX {
             self.fail_routed(nr, parked, request.range);
             return;
@@ -756,7 +788,8 @@ impl Core {
             };
             volume.app.admitted = volume.app.admitted.saturating_sub(1);
             let attempts = request.attempts.saturating_add(1);
-            volume.app.waiting.push_front(Parked::new(again, attempts));
+            let parked = Parked::new(again, request.asked_at, attempts);
+            volume.app.waiting.push_front(parked);
         }
         self.touch();
     }
@@ -782,7 +815,7 @@ impl Core {
             0
         };
         let is_begun = request.progress.local != Local::None;
-        let parked = Parked { request: again, attempts: 0, extents_held, is_begun };
+        let parked = Parked { extents_held, is_begun, ..Parked::new(again, request.asked_at, 0) };
         volume.app.conflicting.push_back(parked);
         self.touch();
     }

@@ -13,10 +13,11 @@ use drbdmeta::superblock::Flags;
 use crate::al::Counters;
 use crate::config::DiskConfig;
 use crate::generation::Slots;
-use crate::generation::explain::Reason;
+use crate::latency::Latencies;
 use crate::resync::progress::{Detail, Shown, left_to_sync};
 
 use super::resume::Resumption;
+pub use super::stats::{Met, MetSide};
 use super::{Core, Engine};
 
 /// One resource.
@@ -83,8 +84,8 @@ pub struct VolumeStatus {
     pub progress: Option<Shown>,
     /// Activity-log updates rest.
     pub al_suspended: bool,
-    /// Rule and reason of the last handshake.
-    pub last_decision: Option<(u32, Reason)>,
+    /// The last handshake.
+    pub met: Option<Met>,
     /// The wanted rate of the resync, KiB/s.
     pub wanted_rate: u64,
     /// Memory of the bitmap, bytes.
@@ -127,6 +128,8 @@ pub struct VolumeStatus {
     pub oldest_request: Option<u64>,
     /// `resync-after` makes it wait.
     pub must_wait: bool,
+    /// How long requests took.
+    pub latencies: Latencies,
 }
 
 impl Engine {
@@ -215,7 +218,7 @@ impl Core {
             out_of_sync_bits: dirty,
             progress: run.progress.as_ref().map(|p| p.shown(now, left)),
             al_suspended: volume.marks.al_suspended,
-            last_decision: volume.stats.last_decision,
+            met: volume.stats.met,
             wanted_rate: run.controller.want(),
             bitmap_memory: disk.map_or(0, |d| d.bitmap.memory()),
             detail: run.progress.as_ref().map(|p| p.detail(now, left)),
@@ -241,6 +244,7 @@ impl Core {
             oldest_disk_io: disk_ios.map(|(_, io)| age(io.since)).max(),
             oldest_request: oldest_app.map(|(_, r)| age(r.since)).max(),
             must_wait: volume.must_wait,
+            latencies: volume.latencies,
         })
     }
 }

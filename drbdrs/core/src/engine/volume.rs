@@ -12,6 +12,7 @@ use crate::bitmap::Bitmap;
 use crate::config::{DiskConfig, ResyncConfig};
 use crate::event::{DiskLimits, Opened};
 use crate::generation::Slots;
+use crate::latency::Latencies;
 use crate::resync::extents::RsExtents;
 
 use super::app::AppQueues;
@@ -69,6 +70,7 @@ pub(super) struct Volume {
     pub(super) extents: RsExtents,
     pub(super) claims: Claims,
     pub(super) stats: VolumeStats,
+    pub(super) latencies: Latencies,
     /// Ahead is to end then.
     pub(super) ahead_return_at: Option<Tick>,
     /// When the disk was attached.
@@ -188,6 +190,7 @@ impl Volume {
             extents: RsExtents::new(),
             claims: Claims::default(),
             stats: VolumeStats::default(),
+            latencies: Latencies::default(),
             ahead_return_at: None,
             attached_at: Tick(0),
             is_open_for_use: false,

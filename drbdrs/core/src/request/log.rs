@@ -271,6 +271,7 @@ mod tests {
             is_postponed: false,
             is_in_tree: false,
             attempts: 0,
+            asked_at: Tick(0),
             since: Tick(0),
             sent_at: None,
         }

@@ -85,6 +85,8 @@ pub struct Request {
     pub is_in_tree: bool,
     /// How often it was tried before.
     pub attempts: u8,
+    /// When the upper layer asked for it.
+    pub asked_at: drbd_types::Tick,
     /// When it was accepted.
     pub since: drbd_types::Tick,
     /// When it was given to the transport for the first time on this connection, microseconds.
