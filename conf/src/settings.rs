@@ -4,7 +4,7 @@
 //! every key with its default, and a test keeps the two equal.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::de::Error as _;
@@ -172,8 +172,22 @@ impl Default for NbdKernel {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Metrics {
-    /// Address of the HTTP endpoint; none: off.
+    /// Address of the HTTP endpoint, or a port of the loopback interface; none: off.
+    #[serde(deserialize_with = "address_or_port")]
     pub listen: Option<SocketAddr>,
+}
+
+fn address_or_port<'d, D: Deserializer<'d>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected \"ADDRESS:PORT\", or a port of the loopback interface")]
+    enum Place {
+        Port(u16),
+        Address(SocketAddr),
+    }
+    Ok(Some(match Place::deserialize(from)? {
+        Place::Port(port) => (Ipv4Addr::LOCALHOST, port).into(),
+        Place::Address(address) => address,
+    }))
 }
 
 /// `[io]`.
@@ -331,6 +345,8 @@ mod tests {
         check("[resource.r0.volume.x]\n", "f.toml:1: 'x' is not a volume number");
         check("\n[resource.r0]\nvolume.70000.front-ends = []\n", "f.toml:3: '70000' is not");
         check("\n[resource]\nr0 = { volume = { \"-1\" = {} } }\n", "f.toml:3: '-1' is not");
+        check("[metrics]\nlisten = \"9942\"\n", "f.toml:2: expected \"ADDRESS:PORT\"");
+        check("[metrics]\nlisten = 70000\n", "f.toml:2: expected \"ADDRESS:PORT\"");
         check("a = 1\n\u{0}", "f.toml:");
     }
 
@@ -345,6 +361,19 @@ mod tests {
         assert_eq!(settings.front_ends("r0", 0), [FrontEnd::Ublk, FrontEnd::Nbd]);
         assert_eq!(settings.front_ends("r0", 1), [FrontEnd::NbdKernel]);
         assert_eq!(settings.front_ends("r1", 1), [FrontEnd::Auto, FrontEnd::Nbd]);
+    }
+
+    #[test]
+    fn a_port_alone_is_for_this_machine() {
+        for (text, address) in [
+            ("9942", Some("127.0.0.1:9942")),
+            ("\"[::1]:9942\"", Some("[::1]:9942")),
+            ("\"0.0.0.0:1\"", Some("0.0.0.0:1")),
+        ] {
+            let settings = parse("f", &format!("[metrics]\nlisten = {text}\n")).unwrap();
+            assert_eq!(settings.metrics.listen, address.map(|a| a.parse().unwrap()));
+        }
+        assert_eq!(parse("f", "[metrics]\n").unwrap().metrics.listen, None);
     }
 
     #[test]

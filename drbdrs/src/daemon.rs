@@ -12,7 +12,7 @@ use std::time::Duration;
 use drbd_admin::render::{Compat, ProcOptions};
 use drbd_conf::settings::{FrontEnd, Settings, StatusFormat};
 use rustix::fs::{FlockOperation, flock};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control::{Control, Program};
@@ -96,7 +96,14 @@ async fn serve(settings: Settings, socket: &Path) -> Result<(), StartError> {
         places.push(Listen::Unix(settings.nbd.unix_socket.clone()));
     }
     let helper = helper(&settings, socket);
+    let metrics = match settings.metrics.listen {
+        Some(address) => Some(listen_for_metrics(address).await?),
+        None => None,
+    };
     let control = Control::start(settings, helper, Some(file), listener);
+    if let Some(listener) = metrics {
+        control.serve_metrics(listener);
+    }
     let door = Door::open(&places, control.door()).map_err(wanted("NBD"))?;
     tracing::info!(
         "drbd: initialized. Version: {} (api:1/proto:86-101), drbdrs {}",
@@ -144,6 +151,17 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(socket)?;
     // Everybody may look; who may do more is decided by who they are.
     std::fs::set_permissions(socket, Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+async fn listen_for_metrics(address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
+    let name = || format!("metrics at {address}");
+    let listener = TcpListener::bind(address).await.map_err(wanted(name()))?;
+    let at = listener.local_addr().map_err(wanted(name()))?;
+    tracing::info!("drbd: metrics at http://{at}/metrics");
+    if !at.ip().is_loopback() {
+        tracing::warn!("drbd: whoever can reach {at} can read the metrics: there is no password");
+    }
     Ok(listener)
 }
 

@@ -8,6 +8,7 @@ pub mod confcase;
 pub mod confgen;
 pub mod daemon_pair;
 pub mod device_pair;
+pub mod exposition;
 pub mod guest;
 pub mod handshake_case;
 pub mod interop;

@@ -16,6 +16,7 @@ mod exports;
 mod faults;
 mod handlers;
 mod machine;
+mod metrics;
 mod past;
 mod registry;
 mod server;
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 use drbd_conf::settings::Settings;
 use drbd_types::VolumeNr;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 
 pub use handlers::Program;
 
@@ -62,6 +63,11 @@ impl Control {
         tokio::task::spawn_local(server::serve(Rc::clone(&node), listener));
         tokio::task::spawn_local(takeover::take_over(Rc::clone(&node)));
         Self { node }
+    }
+
+    /// Answers Prometheus there.
+    pub fn serve_metrics(&self, listener: TcpListener) {
+        tokio::task::spawn_local(metrics::serve(Rc::clone(&self.node), listener));
     }
 
     /// The list of exports, for the NBD server.

@@ -64,7 +64,7 @@ pub(super) fn path(connection: &Connection, key: &str) -> Object {
     }
 }
 
-fn may_promote(resource: &Resource) -> bool {
+pub(super) fn may_promote(resource: &Resource) -> bool {
     let two = |c: &Connection| c.options.flag(Section::Net, "allow-two-primaries");
     let two = resource.connection.as_ref().is_some_and(two);
     let taken = resource.role() == Role::Primary || resource.peer_role() == Role::Primary && !two;
@@ -78,7 +78,7 @@ fn replicas(volume: &Volume) -> usize {
     is_good(volume.disk) + is_good(volume.peer_disk)
 }
 
-fn promotion_score(resource: &Resource) -> usize {
+pub(super) fn promotion_score(resource: &Resource) -> usize {
     if !may_promote(resource) {
         return 0;
     }
