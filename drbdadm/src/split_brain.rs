@@ -117,9 +117,13 @@ pub fn resolve(app: &App, resource: &Resource) -> Result<i32, Exit> {
     let names = names(app, resource);
     let name = &resource.name;
     let before = known(name)?;
-    if SplitBrain::of(&before) != SplitBrain::Open {
+    if is_connected(&before) {
         print::stdout(split_brain(&before, &reader(&names)).as_bytes());
         return Err(refuse(format!("{name}: there is no split brain to be resolved")));
+    }
+    if SplitBrain::of(&before) != SplitBrain::Open {
+        // It may be known to the other node only. If there is none, nothing is given up.
+        print::stdout(split_brain(&before, &reader(&names)).as_bytes());
     }
     confirm(&before, &wish, &names).map_err(refuse)?;
     if let Some(code) = give_up(app, resource, &wish, before.connection.is_some())? {

@@ -4,11 +4,12 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use drbdrs_tests::need::{Need, trial};
 use drbdrs_tests::nodes::{Did, Node, Pair, Programs, eventually};
 use drbdrs_workload::nbd::Client;
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::Signal;
 
 const DISK: u64 = 8 << 20;
 const FAST: &str = "disk { c-plan-ahead 0; resync-rate 100M; }";
@@ -20,9 +21,10 @@ type Body = fn() -> Result<()>;
 
 fn main() {
     let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 5] = [
+    let tests: [(&str, &[Need], Body); 6] = [
         ("a_split_brain_is_explained_and_resolved_for_the_peer", &[], keep_peer),
         ("a_split_brain_is_resolved_for_this_node_once_the_peer_agrees", &[], keep_local),
+        ("a_split_brain_is_resolved_by_a_node_that_has_forgotten_it", &[], forgotten),
         ("nothing_is_lost_without_the_right_name", &[], unconfirmed),
         ("check_has_four_exit_codes", &[], check),
         ("the_originals_drbdmon", &[DRBDMON, TMUX], drbdmon),
@@ -59,17 +61,28 @@ fn split() -> Result<Pair> {
     Ok(pair)
 }
 
+/// They meet until both know: who finds out first hangs up, which the other one may not understand.
 fn meet(pair: &Pair) -> Result<()> {
-    for node in &pair.nodes {
-        node.adm(&["connect", "r0"])?.ok()?;
-    }
-    eventually(|| {
+    for _ in 0..50 {
+        for node in &pair.nodes {
+            node.adm(&["disconnect", "r0"])?;
+            node.adm(&["connect", "r0"])?.ok()?;
+        }
+        eventually(|| {
+            let states = [pair.nodes[0].proc()?, pair.nodes[1].proc()?];
+            let is_over = states.iter().any(|text| text.contains("cs:StandAlone"))
+                && states.iter().all(|text| !text.contains("cs:WFReportParams"));
+            Ok(if is_over { Ok(()) } else { Err(states.concat()) })
+        })?;
         let texts = [explained(&pair.nodes[0])?, explained(&pair.nodes[1])?];
-        let are_split = texts.iter().all(|text| text.starts_with("r0: SPLIT BRAIN\n"));
-        let is_over = pair.nodes[0].proc()?.contains("cs:StandAlone")
-            || pair.nodes[1].proc()?.contains("cs:StandAlone");
-        Ok(if are_split && is_over { Ok(()) } else { Err(texts.concat()) })
-    })
+        let knowing = texts.iter().filter(|text| text.starts_with("r0: SPLIT BRAIN\n")).count();
+        ensure!(knowing > 0, "nobody knows: {texts:?}");
+        if knowing == 2 {
+            return Ok(());
+        }
+        contains(&texts.concat(), &["r0: no split brain that this node knows of\n"])?;
+    }
+    bail!("one of the two never understood");
 }
 
 fn explained(node: &Node) -> Result<String> {
@@ -157,6 +170,32 @@ fn keep_local() -> Result<()> {
     let words = ["split-brain", "resolve", "r0", "--keep", "peer", "--yes-lose-changes-of=alpha"];
     alpha.adm(&words)?.ok()?;
     both_have(&pair, 0x22)
+}
+
+fn forgotten() -> Result<()> {
+    let mut pair = split()?;
+    pair.nodes[0].adm(&["disconnect", "r0"])?;
+    let beta = &mut pair.nodes[1];
+    beta.stop(Signal::TERM)?;
+    beta.start(SETTINGS)?;
+    beta.adm(&["up", "r0"])?.ok()?;
+    let [alpha, beta] = &pair.nodes;
+    alpha.until("cs:StandAlone")?;
+    beta.until("cs:WFConnection")?;
+    contains(&explained(beta)?, &["r0: no split brain that this node knows of\n"])?;
+    let words = ["split-brain", "resolve", "r0", "--keep", "peer", "--yes-lose-changes-of=beta"];
+    let did = beta.adm(&words)?;
+    ensure!(did.code == 5, "{did:?}");
+    contains(
+        &did.out,
+        &[
+            "beta has written since the two parted: at most 12 KiB of volume 0.\n",
+            "beta gives up its changes as soon as alpha connects.",
+            "  on alpha:  drbdadm connect r0\n",
+        ],
+    )?;
+    alpha.adm(&["connect", "r0"])?.ok()?;
+    both_have(&pair, 0x11)
 }
 
 fn typed(node: &Node, words: &[&str], answer: &str) -> Result<Did> {

@@ -14,7 +14,7 @@ fn exported() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for line in page.lines() {
         let Some(rest) = line.strip_prefix("# TYPE ") else { continue };
-        let (name, kind) = rest.split_once(' ').unwrap();
+        let (name, kind) = rest.split_once(' ').expect("a kind");
         if kind == "histogram" {
             names.extend(["bucket", "sum", "count"].map(|part| format!("{name}_{part}")));
         } else {
@@ -38,13 +38,13 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
 fn labels_in(expression: &str) -> BTreeSet<&str> {
     let mut labels = BTreeSet::new();
     for part in expression.split('{').skip(1) {
-        let selector = part.split('}').next().unwrap();
+        let selector = part.split('}').next().unwrap_or_default();
         let equations = selector.split(", ").filter_map(|e| e.split(['=', '!']).next());
         labels.extend(equations);
     }
     for keyword in ["by (", "on ("] {
         for part in expression.split(keyword).skip(1) {
-            labels.extend(part.split(')').next().unwrap().split(", "));
+            labels.extend(part.split(')').next().unwrap_or_default().split(", "));
         }
     }
     labels

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use drbd_types::Cstate;
+
 use super::timestamp;
 use crate::{Handshake, HandshakeSide, Outcome, Resource, Volume};
 
@@ -60,7 +62,7 @@ impl SplitBrain {
         let Some(met) = volume.handshake.as_ref().filter(|met| met.is_split_brain) else {
             return Self::None;
         };
-        let is_connected = volume.cstate.number() >= drbd_types::Cstate::Connected.number();
+        let is_connected = volume.cstate.number() >= Cstate::Connected.number();
         let side = match met.outcome {
             // A handshake that failed for an attach leaves the connection.
             Outcome::Failed if is_connected => return Self::None,
@@ -126,7 +128,7 @@ fn none(resource: &Resource) -> String {
     let name = &resource.name;
     let failed = resource.volumes.iter().find_map(|v| {
         let met = v.handshake.as_ref().filter(|met| met.outcome == Outcome::Failed)?;
-        let is_connected = v.cstate.number() >= drbd_types::Cstate::Connected.number();
+        let is_connected = v.cstate.number() >= Cstate::Connected.number();
         (!is_connected).then_some(met)
     });
     match failed {
@@ -134,8 +136,18 @@ fn none(resource: &Resource) -> String {
             "{name}: no split brain\nThe last handshake failed for another reason: {} [{}].\n",
             met.text, met.code
         ),
+        None if is_apart(resource) => format!(
+            "{name}: no split brain that this node knows of\n\
+             It is not connected. If the other node is StandAlone, ask that one: it may have found \
+             out and hung up first.\n"
+        ),
         None => format!("{name}: no split brain\n"),
     }
+}
+
+/// At least one volume is not connected.
+fn is_apart(resource: &Resource) -> bool {
+    resource.volumes.iter().any(|v| v.cstate.number() < Cstate::Connected.number())
 }
 
 /// When what happened.
@@ -218,14 +230,21 @@ fn amount(bits: u64) -> String {
 pub fn split_brain_loss(resource: &Resource, victim: Side, reader: &Reader<'_>) -> String {
     let node = if victim == Side::Own { reader.own } else { reader.peer };
     let of_volume = |v: &Volume| {
-        let met = v.handshake.as_ref().filter(|met| met.is_split_brain)?;
+        let met = v.handshake.as_ref().filter(|met| met.is_split_brain);
         let bits = match victim {
-            Side::Own => met.own.out_of_sync.max(v.counters.out_of_sync),
-            Side::Peer => met.peer.out_of_sync,
+            Side::Own => {
+                let then = met.map_or(0, |met| met.own.out_of_sync);
+                Some(then.max(v.counters.out_of_sync))
+            }
+            Side::Peer => met.map(|met| met.peer.out_of_sync),
         };
-        Some(format!("at most {} of volume {}", amount(bits), v.volume))
+        let much = bits.map_or_else(
+            || "an amount that is not known here".into(),
+            |bits| format!("at most {}", amount(bits)),
+        );
+        format!("{much} of volume {}", v.volume)
     };
-    let parts: Vec<String> = resource.volumes.iter().filter_map(of_volume).collect();
+    let parts: Vec<String> = resource.volumes.iter().map(of_volume).collect();
     format!("everything that {node} has written since the two parted: {}", parts.join(", "))
 }
 
@@ -263,7 +282,7 @@ fn ways_out(text: &mut String, resource: &Resource, reader: &Reader<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use drbd_types::{Cstate, Dstate, Gi, Role};
+    use drbd_types::{Dstate, Gi, Role};
 
     use super::*;
 
@@ -360,6 +379,11 @@ mod tests {
         let text = split_brain(&resource, &READER);
         assert!(text.starts_with("r0: no split brain\nThe last handshake failed for another"));
         resource.volumes[0].handshake = None;
+        let text = split_brain(&resource, &READER);
+        assert!(text.starts_with("r0: no split brain that this node knows of\n"), "{text}");
+        let loss = split_brain_loss(&resource, Side::Peer, &READER);
+        assert!(loss.ends_with("an amount that is not known here of volume 0"), "{loss}");
+        resource.volumes[0].cstate = Cstate::Connected;
         assert_eq!(split_brain(&resource, &READER), "r0: no split brain\n");
         assert_eq!(split_brain(&Resource::default(), &READER), ": no split brain\n");
     }
