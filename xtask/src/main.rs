@@ -67,7 +67,7 @@ enum Task {
     /// Runs all suites with the kernel's DRBD and rewrites the table in drbdrs/docs/interop.md.
     Interop,
     /// Lines of the engine that its tests, the simulator's and the replay of captures run (needs
-    /// cargo-llvm-cov).
+    /// the llvm-tools of rustup).
     Coverage {
         /// Also which lines are not.
         #[arg(long)]
@@ -149,6 +149,9 @@ enum Soak {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = coverage::stand_in() {
+        return code;
+    }
     let outcome = match Args::parse().task {
         Task::Demo { keep, debug } => demo::demo(keep, debug),
         Task::Test { install, no_skip, rest } => test::test(install, no_skip, &rest),

@@ -6,15 +6,28 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use drbd_core::al::{ActivityLog, GetResult};
+use drbd_core::config::DiskConfig;
 use drbd_core::interval::Intervals;
-use drbd_types::{AlExtentNr, Sector, SectorCount, SectorRange};
+use drbd_sim::script::{Script, ScriptDisk};
+use drbd_types::{AlExtentNr, Dstate, Gi, Sector, SectorCount, SectorRange};
 use drbdmeta::layout::{AlGeometry, Placement};
+use drbdmeta::superblock::Flags;
 use drbdmeta::units::ByteLen;
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
+    static IN_USE: Cell<i64> = const { Cell::new(0) };
+    static MOST: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Bytes are taken or given back.
+fn note(layout: Layout, sign: i64) {
+    let bytes = i64::try_from(layout.size()).unwrap_or(i64::MAX);
+    IN_USE.set(IN_USE.get() + sign * bytes);
+    MOST.set(MOST.get().max(IN_USE.get()));
 }
 
 struct Counting;
@@ -23,11 +36,13 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);
+        note(layout, 1);
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        note(layout, -1);
         // SAFETY: `at` came from `alloc` above, with this layout.
         unsafe { System.dealloc(at, layout) }
     }
@@ -43,9 +58,38 @@ fn allocations(work: impl FnOnce()) -> u64 {
     COUNT.get() - before
 }
 
+/// The most bytes that are in use meanwhile, beyond those before.
+fn memory(work: impl FnOnce()) -> i64 {
+    let before = IN_USE.get();
+    MOST.set(before);
+    work();
+    MOST.get() - before
+}
+
 #[test]
 fn the_allocator_counts() {
     assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+}
+
+/// Its bitmap has 512 MiB on disk.
+#[test]
+fn a_clean_device_of_16_tib_takes_little_memory() {
+    let sectors = 16 << 31;
+    let disk = ScriptDisk::new(
+        sectors,
+        |sb| {
+            sb.la_size = SectorCount(sectors);
+            sb.current = Gi(0x1111_0000);
+            sb.flags |= Flags::CONSISTENT | Flags::WAS_UP_TO_DATE;
+        },
+        [],
+    );
+    let mut script = Script::new(BTreeMap::from([(0, disk)]));
+    let begin = std::time::Instant::now();
+    let bytes = memory(|| script.attach(0, DiskConfig::default()));
+    println!("{bytes} bytes, {:?}", begin.elapsed());
+    assert_eq!(script.state(0).disk, Dstate::UpToDate);
+    assert!(bytes < 4 << 20, "{bytes} bytes");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use drbdmeta::superblock::{AttachError, DecodeError, Flags, Superblock};
 
 use crate::action::{Handler, MetaOp};
 use crate::al::ActivityLog;
-use crate::bitmap::{Bitmap, PAGE_BYTES};
+use crate::bitmap::Bitmap;
 use crate::config::{DiskConfig, Fencing, OnIoError, Protocol};
 use crate::event::{IoFailure, MetaAnswer, Opened};
 use crate::log_line::Severity;
@@ -329,7 +329,7 @@ async fn load_pages(cx: &Cx, nr: VolumeNr) -> Result<(), Refused> {
     let (start, pages) = cx.with(|core| {
         let disk = core.volume_mut(nr).and_then(|v| v.disk.as_mut());
         disk.map_or((drbd_types::ByteOffset(0), 0), |disk| {
-            // Pages that are entirely zero are not delivered: they must be clear before. What
+            // Pages that are entirely zero are not delivered: they are clear in a new bitmap. What
             // setting the size has added is on disk already.
             disk.bitmap = Bitmap::new(disk.bitmap_size);
             (disk.layout.bitmap, disk.bitmap.pages())
@@ -346,12 +346,8 @@ async fn load_pages(cx: &Cx, nr: VolumeNr) -> Result<(), Refused> {
         };
         cx.with(|core| {
             if let Some(disk) = core.volume_mut(nr).and_then(|v| v.disk.as_mut()) {
-                // What does not come is zero, and the new bitmap is not.
-                let mut found = found.into_iter().peekable();
-                for index in 0..blocks {
-                    let block = found.next_if(|(at, _)| *at == index).map(|(_, block)| block);
-                    let zero = &[0; PAGE_BYTES];
-                    disk.bitmap.load_page(page + index, block.as_deref().unwrap_or(zero));
+                for (index, block) in found.into_iter().filter(|(index, _)| *index < blocks) {
+                    disk.bitmap.load_page(page + index, &block);
                 }
             }
         });

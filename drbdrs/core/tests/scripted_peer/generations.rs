@@ -270,3 +270,35 @@ fn a_forced_promotion_starts_no_second_resync() {
     script.answer_all();
     assert_eq!(script.state(0).conn, Cstate::WFSyncUUID, "{:?}", script.log);
 }
+
+/// `new-current-uuid --clear-bitmap` on the peer: two new disks are equal because it says so. Spec:
+/// wire-protocol.md, P_UUIDS.
+#[test]
+fn an_initial_sync_is_skipped_between_new_disks_only() {
+    let net = NetConfig::default();
+    let mut script = without_disk(ScriptDisk::fresh(SECTORS));
+    script.attach(0, DiskConfig::default());
+    script.connect(net.clone());
+    let state = Fields { disk: Dstate::Inconsistent, ..peer_state() };
+    greet_as(&mut script, params(&net), uuids(Gi::JUST_CREATED.0), state);
+    assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.log);
+    assert!(script.volume(0).unwrap().out_of_sync_bits > 0);
+    let equal = Packet::Uuids(Uuids { flags: 8, ..uuids(0x5555_0000) });
+    script.peer(Stream::Data, 0, equal.clone(), 0);
+    let state = script.state(0);
+    assert_eq!((state.disk, state.pdsk), (Dstate::UpToDate, Dstate::UpToDate), "{:?}", script.log);
+    assert_eq!(script.volume(0).unwrap().out_of_sync_bits, 0);
+    let mut after = without_disk({
+        let mut disk = script.disks[&0].clone();
+        disk.apply_al();
+        disk
+    });
+    after.attach(0, DiskConfig::default());
+    assert_eq!(after.volume(0).unwrap().out_of_sync_bits, 0, "it is on disk");
+    assert!(after.has_logged("attached to UUIDs 0000000055550000:0000000000000000"));
+
+    let mut old = connected();
+    old.peer(Stream::Data, 0, Packet::OutOfSync(desc(8, 4096)), 0);
+    old.peer(Stream::Data, 0, equal, 0);
+    assert_eq!(old.volume(0).unwrap().out_of_sync_bits, 1, "this one has data");
+}

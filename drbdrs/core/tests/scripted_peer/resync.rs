@@ -457,3 +457,15 @@ fn a_target_whose_source_loses_its_disk_is_not_up_to_date() {
     let state = script.state(0);
     assert_eq!((state.conn, state.disk), (Cstate::Connected, Dstate::Inconsistent));
 }
+
+#[test]
+fn a_handler_may_refuse_a_resync() {
+    let mut script = target();
+    script.exits.insert("BeforeResyncTarget", 1);
+    send_bitmap(&mut script, &[1]);
+    script.peer(Stream::Data, 0, Packet::SyncUuid(Gi(0x3333_0000)), 0);
+    assert_dropped(&script, "before-resync-target handler returned 1, dropping connection.");
+    assert_eq!(script.state(0).conn, Cstate::StandAlone, "{:?}", script.log);
+    assert_eq!(script.volume(0).unwrap().out_of_sync_bits, 1);
+    assert!(requests(&mut script).is_empty());
+}
