@@ -42,6 +42,8 @@ fn file_system() -> Result<()> {
     clock.say("in sync");
     let run = |script: &str| pair.tell(pair.guest.ok(script));
     run("test -b /dev/drbd0 && test -b /dev/drbd/by-res/r0/0")?;
+    run("cd /sys/block/ublkb0/queue && [ \"$(cat write_cache fua)\" = \"write back\n1\" ] && \
+         for x in rotational logical_block_size; do cmp $x /sys/block/vda/queue/$x || exit; done")?;
     run(FIO)?;
     clock.say("fio");
     run("mkfs.ext4 -q -b 4096 /dev/drbd0 8192 && mount /dev/drbd0 /mnt && \

@@ -10,6 +10,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ use crate::front::kernel::links::Links;
 use crate::front::kernel::nbd::Nbd;
 use crate::front::kernel::{Device, Driver, ForPlane, Volume};
 use crate::front::ublk::driver::Ublk;
+use crate::plane::disk::is_rotational;
 use crate::plane::run;
 
 /// The block device of a volume.
@@ -230,7 +232,10 @@ fn start_first(
 
 fn volume(node: &Node, id: Id, nr: VolumeNr, offer: DeviceOffer) -> Option<Volume> {
     node.with(id, |r| {
-        let minor = r.volumes.get(&nr.0)?.minor;
+        let known = r.volumes.get(&nr.0)?;
+        let minor = known.minor;
+        let disk = known.backing.as_ref().map(|backing| Path::new(&backing.disk));
+        let is_rotational = disk.is_some_and(is_rotational);
         let handle = r.handle();
         let to_plane = Arc::new(move |thing| {
             let command = match thing {
@@ -239,7 +244,7 @@ fn volume(node: &Node, id: Id, nr: VolumeNr, offer: DeviceOffer) -> Option<Volum
             };
             handle.send(command).is_ok()
         });
-        Some(Volume { resource: r.name.clone(), nr, minor, offer, to_plane })
+        Some(Volume { resource: r.name.clone(), nr, minor, offer, is_rotational, to_plane })
     })
     .flatten()
 }

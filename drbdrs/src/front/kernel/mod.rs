@@ -45,6 +45,8 @@ pub struct Volume {
     pub minor: u32,
     /// What the device is to offer.
     pub offer: DeviceOffer,
+    /// There is a turning disk behind it.
+    pub is_rotational: bool,
     /// Where its requests are carried out.
     pub to_plane: ToPlane,
 }

@@ -137,7 +137,7 @@ struct Disk {
 impl Disk {
     /// Makes it, with its id if that is free.
     fn start(&mut self) -> io::Result<()> {
-        let shape = shape_of(&self.volume.offer);
+        let shape = shape_of(&self.volume);
         let (id, queue) = self.control.add(self.volume.nr, self.id, self.mark, &shape)?;
         let started = serve(&self.volume, queue).and_then(|()| self.control.start(id));
         if let Err(error) = started {
@@ -187,14 +187,15 @@ impl Device for Disk {
     }
 }
 
-fn shape_of(offer: &DeviceOffer) -> Shape {
+fn shape_of(volume: &Volume) -> Shape {
+    let offer = &volume.offer;
     Shape {
         size: offer.size.0,
         logical_block: offer.logical_block,
         physical_block: offer.physical_block,
         max_discard: offer.max_discard,
         max_write_zeroes: offer.max_write_zeroes,
-        is_rotational: false,
+        is_rotational: volume.is_rotational,
     }
 }
 
@@ -218,6 +219,7 @@ mod tests {
                 logical_block: 512,
                 physical_block: 512,
             },
+            is_rotational: false,
             to_plane: std::sync::Arc::new(|_| false),
         };
         let here = Ublk { place: b"/run/a".to_vec(), has_ring: true };

@@ -29,7 +29,7 @@ use super::Env;
 use super::fault::{Access, Area, Kind, Verdict};
 use super::io::{self, Fd, Op, Tag};
 
-pub use self::open::{Device, DiskPaths, OpenDisk, OpenError};
+pub use self::open::{Device, DiskPaths, OpenDisk, OpenError, is_rotational};
 
 /// Most that is punched or zeroed with one call, bytes: a call that takes seconds delays others.
 const ALLOCATE_MAX: u64 = 1 << 30;

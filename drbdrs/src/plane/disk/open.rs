@@ -313,6 +313,17 @@ fn block_device(file: OwnedFd, rdev: u64) -> io::Result<(Device, DiskLimits)> {
     Ok((Device { file, len, align: logical_block, is_memory: false, _claim: None }, limits))
 }
 
+/// Is there a turning disk behind this path?
+#[must_use]
+pub fn is_rotational(path: &Path) -> bool {
+    let Ok(info) = std::fs::metadata(path) else { return false };
+    if FileType::from_raw_mode(info.mode()) != FileType::BlockDevice {
+        return false;
+    }
+    let text = std::fs::read_to_string(queue_of(info.rdev()).join("rotational"));
+    text.is_ok_and(|text| text.trim() == "1")
+}
+
 /// The folder with the limits; a partition has those of its disk.
 fn queue_of(rdev: u64) -> PathBuf {
     let own = block_folder(rdev);
