@@ -87,8 +87,11 @@ pub(super) async fn run(node: &Rc<Node>, request: Request) -> Reply {
             None => Err(unknown_connection()),
         },
         Request::Secondary { target } => {
-            return over(node, &target, async |id, nr| Ok(devices::demote(node, id, nr).await))
-                .await;
+            return over(node, &target, async |id, nr| {
+                devices::give_up(node, id, nr).await;
+                Ok(devices::demote(node, id, nr).await)
+            })
+            .await;
         }
         Request::Down { target } => down(node, &target).await,
         Request::FaultSet { fault } => super::faults::set(node, fault).await,
@@ -448,12 +451,9 @@ async fn down(node: &Rc<Node>, target: &Target) -> Done {
         Target::Minor(minor) => vec![node.volume_of(*minor).ok_or_else(unknown_minor)?.0],
     };
     for id in ids {
-        let secondary = |r: &mut Record| -> Vec<VolumeNr> {
-            let idle = r.status.volumes.iter().filter(|v| v.state.role == Role::Secondary);
-            idle.map(|v| v.nr).collect()
-        };
-        for nr in node.with(id, secondary).unwrap_or_default() {
-            devices::discard(node, id, nr).await;
+        let volumes = node.with(id, |r| r.volumes.keys().copied().collect::<Vec<_>>());
+        for nr in volumes.unwrap_or_default() {
+            devices::give_up(node, id, VolumeNr(nr)).await;
         }
         take_down(node, id).await?;
     }

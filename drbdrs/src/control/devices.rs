@@ -18,7 +18,7 @@ use drbd_admin::Reply;
 use drbd_conf::settings::{FrontEnd, Settings};
 use drbd_core::action::DeviceOffer;
 use drbd_core::admin::Command;
-use drbd_types::{Failure, Refusal, SectorCount, VolumeNr};
+use drbd_types::{Failure, Refusal, Role, SectorCount, VolumeNr};
 
 use super::machine::Id;
 use super::registry::Node;
@@ -113,7 +113,12 @@ pub(super) async fn demote(node: &Rc<Node>, id: Id, nr: VolumeNr) -> Reply {
     let Some(slot) = slot(node, id, nr) else {
         return node.ask(id, Command::Secondary(nr)).await;
     };
+    // One that is just coming.
+    settle(node, id, nr).await;
     let mut there = slot.there.lock().await;
+    if there.device.is_none() && is_awaited(node, id, nr).await {
+        return Reply::refused(Refusal::DeviceInUse);
+    }
     if there.device.is_some() {
         match with_device(&mut there, |device| device.stop_unless_open()).await {
             Ok(true) => gone(node, id, nr, &mut there),
@@ -125,8 +130,6 @@ pub(super) async fn demote(node: &Rc<Node>, id: Id, nr: VolumeNr) -> Reply {
         }
         // If the demotion is refused, it comes back.
         there.told = None;
-    } else {
-        discard(node, id, nr).await;
     }
     let reply = node.ask(id, Command::Secondary(nr)).await;
     drop(there);
@@ -134,14 +137,30 @@ pub(super) async fn demote(node: &Rc<Node>, id: Id, nr: VolumeNr) -> Reply {
     reply
 }
 
-/// A volume that a daemon which is gone has left need not be Primary again, and whoever has its
-/// device open need not wait any more.
-pub(super) async fn discard(node: &Rc<Node>, id: Id, nr: VolumeNr) {
+/// The administrator does not want a Secondary volume, which a daemon that is gone has left as
+/// Primary, to be Primary again: whoever has its device open need not wait any more.
+pub(super) async fn give_up(node: &Rc<Node>, id: Id, nr: VolumeNr) {
+    let role = node.with(id, |r| r.status_of(nr).map(|v| v.state.role)).flatten();
+    if role != Some(Role::Secondary) {
+        return;
+    }
     let Some(volume) = volume(node, id, nr, NOTHING) else { return };
     node.will.forget_role(volume.minor);
-    let drivers: Vec<_> = node.drivers.iter().map(|(_, driver)| Arc::clone(driver)).collect();
+    let drivers = all_drivers(node);
     // A panic there was said already.
     let _ = tokio::task::spawn_blocking(move || inherit(&drivers, &volume)).await;
+}
+
+/// Is there a device of a daemon that is gone, not taken over yet?
+async fn is_awaited(node: &Rc<Node>, id: Id, nr: VolumeNr) -> bool {
+    let Some(volume) = volume(node, id, nr, NOTHING) else { return false };
+    let drivers = all_drivers(node);
+    let any = move || drivers.iter().any(|driver| driver.find(&volume).is_some());
+    tokio::task::spawn_blocking(any).await.unwrap_or(true)
+}
+
+fn all_drivers(node: &Node) -> Vec<Arc<dyn Driver>> {
+    node.drivers.iter().map(|(_, driver)| Arc::clone(driver)).collect()
 }
 
 fn slot(node: &Node, id: Id, nr: VolumeNr) -> Option<Rc<Slot>> {
@@ -167,7 +186,7 @@ async fn start(node: &Rc<Node>, id: Id, nr: VolumeNr, offer: DeviceOffer, there:
     let Some(volume) = volume(node, id, nr, offer) else { return };
     let (drivers, is_demanded) = chosen(node, &volume);
     let name = format!("{}/{} drbd{}", volume.resource, nr.0, volume.minor);
-    let all: Vec<_> = node.drivers.iter().map(|(_, driver)| Arc::clone(driver)).collect();
+    let all = all_drivers(node);
     let made = tokio::task::spawn_blocking(move || match inherit(&all, &volume) {
         Some(device) => Ok(device),
         None => start_first(&drivers, &volume),

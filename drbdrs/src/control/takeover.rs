@@ -103,7 +103,10 @@ impl Will {
             }
         };
         match serde_json::from_slice::<Text>(&text) {
-            Ok(text) if text.boot == self.boot => text.requests,
+            Ok(text) if text.boot == self.boot => {
+                self.written.replace(text.requests.clone());
+                text.requests
+            }
             Ok(_) => Vec::new(),
             Err(error) => {
                 tracing::warn!("{} is not understood: {error}", self.path.display());
@@ -130,11 +133,12 @@ impl Will {
         self.is_sealed.set(true);
     }
 
-    /// A resource was taken down in good order.
+    /// A resource was taken down in good order. Volumes that wait to be Primary again go on waiting.
     pub(super) fn has_ended(&self, minors: &[u32]) {
+        let waiting = self.resuming.borrow();
         let is_over = |request: &Request| {
             matches!(request, Request::Primary { target: Target::Minor(minor), .. }
-                if minors.contains(minor))
+                if minors.contains(minor) && !waiting.contains(minor))
         };
         let left = self.written.borrow().iter().filter(|r| !is_over(r)).cloned().collect();
         self.replace(left);
