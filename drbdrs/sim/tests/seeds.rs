@@ -103,5 +103,6 @@ found_by! {
     a_slow_read_may_outlast_the_start_of_a_resync: 18409;
     unrelated_data_gets_new_meta_data: 19746;
     a_write_on_its_way_is_in_the_log_of_a_new_disk: 21720;
+    a_verify_makes_no_disk_good: 28371;
     a_disk_that_fails_while_ahead_leaves_no_good_data: 21234;
 }

@@ -107,7 +107,21 @@ pub fn valid(new: &Fields, cx: &Cx) -> Result<(), Refusal> {
     refuse_if(conn >= Connected && pdsk == DUnknown, Refusal::ConnectedOutdates) // V15
 }
 
-/// Rules T1 to T13: changes that nobody may ask for.
+/// Does a request make a disk good that is not, only because its new state demands that of it? The
+/// original does: a verify declares an Inconsistent disk UpToDate, and a full resync goes from it to
+/// the good one. Where nobody has good data that is a way to choose.
+fn upgrades_bad_disk(old: &Fields, new: &Fields) -> bool {
+    let is_bad = |disk: Dstate| disk < Dstate::UpToDate;
+    if new.conn.is_verify() {
+        return is_bad(old.disk) || is_bad(old.pdsk);
+    }
+    let starting = matches!(new.conn, Cstate::StartingSyncS | Cstate::StartingSyncT);
+    let own = old.disk == Dstate::Inconsistent && new.disk == Dstate::UpToDate;
+    let peer = old.pdsk == Dstate::Inconsistent && new.pdsk == Dstate::UpToDate;
+    starting && (own && !is_bad(old.pdsk) || peer && !is_bad(old.disk))
+}
+
+/// Rules T1 to T13: changes that nobody may ask for; and one of our own.
 ///
 /// # Errors
 /// The last rule that fires.
@@ -129,6 +143,7 @@ pub fn soft(old: &Fields, new: &Fields, cx: &Cx) -> Result<(), Refusal> {
     let outdates = new.disk == Outdated && old.disk < Outdated && old.disk != Attaching;
 
     let rules = [
+        (moves && old.conn == Connected && upgrades_bad_disk(old, new), Refusal::NoUpToDateDisk),
         (moves && starting && old.conn > Connected, Refusal::ResyncRunning), // T1
         (disconnects && old.conn == StandAlone, Refusal::AlreadyStandalone), // T2
         (new.disk > Attaching && old.disk == Diskless, Refusal::IsDiskless), // T3
@@ -214,6 +229,27 @@ mod tests {
     };
     const PRI: Fields = Fields { role: Primary, ..UP };
     const ALONE: Fields = Fields { peer: Unknown, conn: WFConnection, pdsk: DUnknown, ..PRI };
+
+    #[test]
+    fn a_bad_disk_is_not_made_good_by_asking() {
+        let bad = Fields { disk: Inconsistent, ..UP };
+        let good = UP;
+        for (old, conn, code) in [
+            (bad, VerifyS, -2),
+            (Fields { pdsk: Inconsistent, ..UP }, VerifyT, -2),
+            (bad, StartingSyncS, -2),
+            (Fields { pdsk: Inconsistent, ..UP }, StartingSyncT, -2),
+            (bad, StartingSyncT, 1),
+            (good, VerifyS, 1),
+            (good, StartingSyncS, 1),
+            (Fields { pdsk: Inconsistent, ..bad }, StartingSyncS, 1),
+        ] {
+            let asked = Fields { conn, ..old };
+            let (new, _) = crate::state::sanitize::sanitize(&old, asked, &Default::default());
+            let got = check(&old, &new, &CX).map_or_else(Refusal::number, |()| 1);
+            assert_eq!(got, code, "{old:?} {conn}");
+        }
+    }
 
     #[test]
     fn hard_rules() {
