@@ -108,17 +108,16 @@ impl Oracle {
         }
     }
 
-    /// A flush that began at `since` on this node has ended: what had completed before is durable.
-    pub fn flushed(&mut self, volume: u16, node: usize, since: u64, on_both: bool) {
+    /// A flush that began at `since` has ended: what had completed before is durable on the disks of
+    /// these nodes.
+    pub fn flushed(&mut self, volume: u16, since: u64, nodes: [bool; 2]) {
         for write in self.writes.values_mut() {
             let is_before = write.ended.is_some_and(|ended| ended < since);
             if write.volume != volume || !write.is_ok || !is_before {
                 continue;
             }
-            for at in 0..2 {
-                if write.obliged[at] && (at == node || on_both) {
-                    write.durable[at] = true;
-                }
+            for (at, is_flushed) in nodes.into_iter().enumerate() {
+                write.durable[at] |= is_flushed && write.obliged[at];
             }
         }
     }
@@ -350,7 +349,7 @@ mod tests {
         oracle.begin(1, 0, 0, 8, &[11]);
         oracle.end(1, OK);
         let since = oracle.tick();
-        oracle.flushed(0, 0, since, true);
+        oracle.flushed(0, since, [true; 2]);
         oracle.begin(2, 0, 0, 8, &[22]);
         oracle.end(2, OK);
         oracle.power_cut(1);

@@ -71,6 +71,8 @@ pub struct Run {
     is_split: bool,
     /// Volumes whose generations the agreed protocol version is too old for.
     outgrown: BTreeSet<u16>,
+    /// Of these, who has the older data, as far as the log says.
+    older: BTreeMap<u16, usize>,
     /// Volumes whose nodes have nothing in common any more.
     unrelated: BTreeSet<u16>,
     /// Nodes and volumes that get new meta-data.
@@ -148,6 +150,7 @@ impl Run {
             lines: [0; 2],
             is_split: false,
             outgrown: BTreeSet::new(),
+            older: BTreeMap::new(),
             unrelated: BTreeSet::new(),
             renewed: BTreeSet::new(),
             victim: 1,

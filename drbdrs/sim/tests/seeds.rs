@@ -104,5 +104,12 @@ found_by! {
     unrelated_data_gets_new_meta_data: 19746;
     a_write_on_its_way_is_in_the_log_of_a_new_disk: 21720;
     a_verify_makes_no_disk_good: 28371;
+    the_older_data_gets_new_meta_data: 30616;
+    a_forced_promotion_counts_when_it_is_carried_out: 33983;
+    frozen_writes_do_not_count_on_a_disk_that_is_gone: 36337;
+    a_write_on_a_failed_disk_is_no_copy: 39306;
+    a_frozen_write_is_made_again_on_the_disk_that_is_back: 40689;
+    what_was_written_ahead_of_the_peer_is_newer: 40902;
+    a_disk_that_is_given_up_keeps_its_buffers: 44381;
     a_disk_that_fails_while_ahead_leaves_no_good_data: 21234;
 }

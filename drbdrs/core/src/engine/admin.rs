@@ -70,16 +70,7 @@ async fn run(cx: &Cx, command: Command) -> Reply {
         Command::Secondary(nr) => changed(role::set_role(cx, nr, Role::Secondary, false).await),
         Command::Invalidate(nr) => invalidate(cx, nr).await,
         Command::InvalidateRemote(nr) => invalidate_remote(cx, nr).await,
-        // Less than that it does not become better by it. The original promotes an Inconsistent disk
-        // of a connected node that way, even to UpToDate.
-        Command::Outdate(nr) if cx.with(|core| core.state(nr).disk == Dstate::Inconsistent) => {
-            changed(Ok(Done::Nothing))
-        }
-        Command::Outdate(nr) => {
-            // Half an attach is no disk: what its bitmap and its activity log say is still to come.
-            cx.until(move |core| (core.state(nr).disk != Dstate::Attaching).then_some(())).await;
-            changed(request(cx, nr, Wanted::disk(Dstate::Outdated), Opt::COMMAND).await)
-        }
+        Command::Outdate(nr) => outdate(cx, nr).await,
         Command::Verify { volume, start, stop } => {
             cx.with(|core| {
                 if let Some(v) = core.volume_mut(volume) {
@@ -328,6 +319,23 @@ async fn disconnect(cx: &Cx, force: bool) -> Reply {
 }
 
 // ---- resync and verify ----
+
+async fn outdate(cx: &Cx, nr: VolumeNr) -> Reply {
+    // Half an attach is no disk: what its bitmap and its activity log say is still to come, and what
+    // the peer says.
+    let disk = cx
+        .until(move |core| {
+            let disk = core.state(nr).disk;
+            (!matches!(disk, Dstate::Attaching | Dstate::Negotiating)).then_some(disk)
+        })
+        .await;
+    // What is less than that does not become better by it. The original promotes an Inconsistent disk
+    // of a connected node that way, even to UpToDate.
+    if disk == Dstate::Inconsistent {
+        return changed(Ok(Done::Nothing));
+    }
+    changed(request(cx, nr, Wanted::disk(Dstate::Outdated), Opt::COMMAND).await)
+}
 
 async fn invalidate(cx: &Cx, nr: VolumeNr) -> Reply {
     if !cx.with(|core| core.volume(nr).is_some_and(|v| v.disk.is_some())) {

@@ -401,11 +401,15 @@ impl Core {
         self.touch();
     }
 
-    /// The activity log is gone with its disk: nobody holds anything in it, or in the next one.
+    /// The activity log is gone with its disk: nobody holds anything in it, or in the next one. That
+    /// has nothing of what is not acknowledged, as far as anybody knows.
     pub(super) fn forget_extents(&mut self, nr: VolumeNr) {
         for key in self.log.keys(|r| r.volume == nr) {
             if let Some(request) = self.log.get_mut(key) {
                 request.holds_al = false;
+                if request.kind.is_write() && request.progress.local == Local::Ok {
+                    request.progress.local = Local::None;
+                }
             }
         }
         let Some(volume) = self.volume_mut(nr) else { return };

@@ -274,6 +274,11 @@ impl Core {
         let needs_full_sync = superblock.flags.contains(Flags::AL_DISABLED)
             && superblock.flags.intersects(Flags::PRIMARY | Flags::CRASHED_PRIMARY);
         superblock.flags.set(Flags::AL_DISABLED, !config.al_updates);
+        // It could not record that it failed, nor perhaps has the peer.
+        let lacks_writes = volume.lacking.is_some_and(|lacking| lacking.same(superblock.current));
+        if lacks_writes {
+            superblock.flags.remove(Flags::CONSISTENT | Flags::WAS_UP_TO_DATE);
+        }
         volume.claims.all_marked();
         volume.disk = Some(Disk {
             superblock,
@@ -291,6 +296,9 @@ impl Core {
             bitmap_size: SectorCount(0),
         });
         volume.config = config;
+        if lacks_writes {
+            self.info(nr, "This disk lacks writes that the peer alone has acknowledged.");
+        }
         self.mark_dirty(nr);
         self.update_ordering();
     }

@@ -198,7 +198,8 @@ impl super::Core {
     /// A write that only this node is known to have on stable storage keeps its extents hot, or its
     /// blocks are marked (11).
     fn audit_references(&self, volume: &Volume) -> Option<String> {
-        let disk = volume.disk.as_ref()?;
+        // What marks them is only on disk while that is being read.
+        let disk = volume.disk.as_ref().filter(|_| volume.state.disk > Dstate::Attaching)?;
         let is_safe = |request: &Request| {
             let bits = request.range.bits_touched();
             let extents = request.range.al_extents_touched();

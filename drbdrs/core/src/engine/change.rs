@@ -276,6 +276,9 @@ impl Core {
             && let Some(volume) = self.volume_mut(nr)
         {
             volume.marks.failure_untold = true;
+            if facts::report_out_of_sync(old) {
+                volume.peer_lacking = Some(volume.exposed);
+            }
         }
         self.announce_device(nr);
     }
@@ -298,6 +301,12 @@ impl Core {
         disk.superblock.flags = flags;
         if old.disk < Dstate::Consistent && new.disk >= Dstate::Consistent {
             volume.exposed = disk.superblock.current;
+            volume.lacking = None;
+            // This disk has them: that is to be seen from its identifiers.
+            let lacking = volume.peer_lacking.take();
+            if lacking.is_some_and(|lacking| lacking.same(disk.superblock.current)) {
+                volume.marks.generation_due = true;
+            }
         }
         if has_changed {
             self.mark_dirty(nr);

@@ -74,7 +74,8 @@ impl Core {
 
     /// Does this change mean that writes go on without the peer's data? A new generation begins
     /// then: before any of them is reported as done (defect 14.9), or, if I/O is frozen, when it
-    /// goes on and the peer is not back by then. Spec §2.9 A9, A10.
+    /// goes on and the peer is not back by then. What was only reported to the peer before, as in
+    /// Ahead, it lacks already. Spec §2.9 A9, A10.
     pub(super) fn note_generation_due(&mut self, nr: VolumeNr, old: &Fields, new: &Fields) {
         let Some(volume) = self.volume(nr).filter(|v| v.has_disk()) else { return };
         // The target of a resync was lost before: that it is fenced now is no news.
@@ -91,7 +92,7 @@ impl Core {
         }
         if old.conn < Cstate::Connected && facts::is_only_disk_of_peer(new) {
             volume.marks.generation_on_write = true;
-        } else if facts::writes_are_frozen(new) {
+        } else if facts::writes_are_frozen(new) && !facts::report_out_of_sync(old) {
             volume.marks.uuid_on_thaw = true;
         } else {
             volume.marks.generation_due = true;

@@ -159,9 +159,10 @@ pub(super) async fn on_uuids(cx: &Cx, nr: VolumeNr, uuids: Uuids) -> bool {
         let state = volume.state;
         let own_current = volume.slots().current;
         let no_data = state.disk < Dstate::Inconsistent && state.role == Role::Primary;
+        let lacks_writes = volume.peer_lacking.is_some_and(|lacking| lacking.same(uuids.current));
         if (state.conn < Cstate::Connected || state.pdsk == Dstate::Diskless)
             && no_data
-            && !volume.exposed.same(uuids.current)
+            && (!volume.exposed.same(uuids.current) || lacks_writes)
         {
             let text =
                 format!("Can only connect to data with current UUID={:016X}", volume.exposed.0);

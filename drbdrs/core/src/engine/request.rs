@@ -567,6 +567,9 @@ impl Core {
         // Frozen ones are started again instead.
         let is_good = request.progress.is_success()
             && (self.state(nr).disk != Dstate::Inconsistent || !self.is_stale(request));
+        if is_good && request.kind.is_write() && request.progress.local != Local::Ok {
+            self.note_lacking(nr, request.progress.remote);
+        }
         let result = if is_good { Ok(()) } else { Err(AppError::Io) };
         let data = self.conn.read_data.remove(&key.raw());
         self.touch();
@@ -578,13 +581,23 @@ impl Core {
         self.out.push(Action::CompleteApp { id: request.app, result, data });
     }
 
-    /// Only a disk has it that is about to be synced from the peer, which does not have it: this
-    /// is no copy. The write finds its way to the peer, or fails.
+    /// A write was completed that the own disk does not have, and the peer's good one has. With
+    /// protocol A nobody knows.
+    fn note_lacking(&mut self, nr: VolumeNr, remote: Remote) {
+        let Some(volume) = self.volume_mut(nr) else { return };
+        let is_there = matches!(remote, Remote::Mirror(Protocol::B | Protocol::C));
+        if is_there && volume.state.pdsk == Dstate::UpToDate {
+            volume.lacking.get_or_insert(volume.exposed);
+        }
+    }
+
+    /// Only a disk has it that is given up, or about to be synced from the peer, which does not have
+    /// it: this is no copy. The write finds its way to the peer, or fails.
     fn will_be_overwritten(&self, request: &Request) -> bool {
-        let disk = self.state(request.volume).disk;
         request.kind.is_write()
             && !request.progress.is_on_peer()
-            && (Dstate::Inconsistent..Dstate::Consistent).contains(&disk)
+            && request.progress.local != Local::Aborted
+            && self.state(request.volume).disk < Dstate::Consistent
             && request.attempts < ATTEMPTS_MAX
     }
 
@@ -737,15 +750,20 @@ impl Core {
     pub(super) fn restart_frozen(&mut self) {
         let failed = self.log.keys(|r| {
             let is_frozen = !r.is_completed && r.progress.is_finished();
-            is_frozen && (!r.progress.is_success() || self.is_stale(r))
+            // A disk that is given up may still use its buffer.
+            let is_at_disk = r.progress.local == Local::Aborted;
+            let has_failed = !r.progress.is_success() || self.is_stale(r) || self.own_disk_lacks(r);
+            is_frozen && !is_at_disk && has_failed
         });
         self.restart(failed);
     }
 
     /// What only an own disk has that is not good any more would be lost by the resync.
     fn restart_stale(&mut self) {
-        let stale =
-            self.log.keys(|r| !r.is_completed && r.progress.is_finished() && self.is_stale(r));
+        let stale = self.log.keys(|r| {
+            let is_frozen = !r.is_completed && r.progress.is_finished();
+            is_frozen && (self.is_stale(r) || self.own_disk_lacks(r))
+        });
         self.restart(stale);
     }
 
@@ -754,14 +772,16 @@ impl Core {
             && request.progress.local == Local::Ok
             && !request.progress.is_on_both()
             && self.state(request.volume).disk < Dstate::UpToDate
-            || self.own_disk_lacks(request)
     }
 
-    /// The own disk counts as good, and came after this write: it is to have it too.
+    /// The own disk came after this write and is to have it too: because it counts as good, or since
+    /// nobody else has it.
     fn own_disk_lacks(&self, request: &Request) -> bool {
+        let disk = self.state(request.volume).disk;
         request.kind.is_write()
             && matches!(request.progress.local, Local::None | Local::Error)
-            && self.state(request.volume).disk == Dstate::UpToDate
+            && (disk == Dstate::UpToDate
+                || disk == Dstate::Inconsistent && !request.progress.is_success())
     }
 
     /// These requests start again from the top, in their order.

@@ -37,6 +37,11 @@ pub(super) struct Volume {
     pub(super) size: SectorCount,
     /// Identity of the data that the application sees. Spec: states §3.7.
     pub(super) exposed: Gi,
+    /// The application counts on writes that an own disk of this generation does not have: only the
+    /// peer acknowledged them.
+    pub(super) lacking: Option<Gi>,
+    /// The same of the peer's disk: they were only reported to it when the own disk failed.
+    pub(super) peer_lacking: Option<Gi>,
     /// The peer's last P_UUIDS of this connection.
     pub(super) peer_uuids: Option<Uuids>,
     /// d_size of the peer's last P_SIZES; survives disconnects.
@@ -170,6 +175,8 @@ impl Volume {
             disk: None,
             size: SectorCount(0),
             exposed: Gi(0),
+            lacking: None,
+            peer_lacking: None,
             peer_uuids: None,
             peer_size: SectorCount(0),
             peer_max_bio: 0,

@@ -69,8 +69,21 @@ pub fn lost_contact(old: &Fields, new: &Fields) -> bool {
 pub fn goes_on_alone(old: &Fields, new: &Fields) -> bool {
     let has_primary = new.role == Role::Primary || new.peer == Role::Primary;
     let lost = has_primary && lost_contact(old, new);
-    (lost || serves_diskless_primary(old, new) || gets_disk_alone(old, new))
+    (lost
+        || leaves_bad_peer(old, new)
+        || serves_diskless_primary(old, new)
+        || gets_disk_alone(old, new))
         && new.disk >= Dstate::UpToDate
+}
+
+/// A Primary loses a peer whose disk has errors, and no resync was under way that would have given it
+/// another identifier. The original loses what this one writes then, if that one is promoted by
+/// force.
+fn leaves_bad_peer(old: &Fields, new: &Fields) -> bool {
+    new.role == Role::Primary
+        && old.conn == Cstate::Connected
+        && new.conn < Cstate::Connected
+        && old.pdsk == Dstate::Inconsistent
 }
 
 /// A Primary without its peer's data gets a disk: what it wrote when it lost contact, or would have

@@ -143,6 +143,44 @@ fn what_the_own_disk_refused_is_read_from_the_peer_at_once() {
     }
 }
 
+/// The original takes it for UpToDate then, whatever the peer has got meanwhile.
+#[test]
+fn a_disk_that_is_being_attached_is_not_outdated() {
+    let mut script = without_disk(disk(&[]));
+    script.command(Command::NewVolume { volume: V0, minor: Minor(0) });
+    let net = NetConfig::default();
+    script.connect(net.clone());
+    greet(&mut script, &net, peer_state());
+    script.begin(Command::Attach { volume: V0, config: Box::default() });
+    assert_eq!(script.state(0).disk, Dstate::Negotiating, "{:?}", script.log);
+    script.begin(Command::Outdate(V0));
+    assert_eq!(script.state(0).disk, Dstate::Negotiating, "{:?}", script.log);
+}
+
+/// Only the peer has acknowledged a write when the own disk failed, and this could not be recorded.
+#[test]
+fn a_disk_that_lacks_a_completed_write_comes_back_inconsistent() {
+    let mut script = promote(connect(alone(), &NetConfig::default()));
+    script.holds = true;
+    let id = write(&mut script, 8);
+    while matches!(script.held[..], [Held::Meta(..)]) {
+        script.answer(0, None);
+    }
+    let packet = sent(&mut script).remove(0);
+    let kept = script.disks[&0].blocks.clone();
+    script.answer(0, Some(IoFailure::Device(5)));
+    script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id_of(&packet)), 0);
+    assert_eq!(script.completed[&id.0], Ok(()), "{:?}", script.log);
+    script.holds = false;
+    script.answer_all();
+    script.is_reachable = false;
+    script.lose(Stream::Data, drbd_core::event::StreamLoss::Reset);
+    script.disks.get_mut(&0).unwrap().blocks = kept;
+    script.disks.get_mut(&0).unwrap().apply_al();
+    script.command(Command::Attach { volume: V0, config: Box::default() });
+    assert_eq!(script.state(0).disk, Dstate::Inconsistent, "{:?}", script.log);
+}
+
 /// What the peer says of itself when it has just connected is older than the news that both disks
 /// are UpToDate.
 #[test]

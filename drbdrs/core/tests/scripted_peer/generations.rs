@@ -239,6 +239,45 @@ fn defect_d13_the_target_takes_over_the_identifiers_it_was_told() {
     assert!(matches!(sent(&mut script).last(), Some(Packet::CompressedBitmap(_))));
 }
 
+/// What was written in Ahead is gone with the disk, as long as that does not come back: the peer's
+/// data has the same identifier, and is older. The original goes on with it.
+#[test]
+fn a_primary_that_lost_its_disk_while_ahead_takes_no_older_data() {
+    let net = NetConfig {
+        protocol: Protocol::A,
+        on_congestion: OnCongestion::PullAhead,
+        congestion_fill: SectorCount(8),
+        ..NetConfig::default()
+    };
+    let mut script = primary_with(net.clone());
+    write(&mut script, 8);
+    write(&mut script, 16);
+    assert_eq!(script.state(0).conn, Cstate::Ahead, "{:?}", script.log);
+    script.command(Command::Detach { volume: V0, force: true });
+    assert_eq!(script.state(0).pdsk, Dstate::Inconsistent, "{:?}", script.log);
+    script.lose(Stream::Data, drbd_core::event::StreamLoss::Reset);
+    script.wait_until_up();
+    greet(&mut script, &net, peer_state());
+    assert!(script.has_logged("Can only connect to data with current UUID="), "{:?}", script.log);
+    assert_eq!(conn(&script), Cstate::StandAlone);
+    script.disks.get_mut(&0).unwrap().apply_al();
+    script.command(Command::Attach { volume: V0, config: Box::default() });
+    assert_eq!(script.state(0).disk, Dstate::UpToDate, "{:?}", script.log);
+    assert_eq!(count(&script, "new current UUID"), 1, "what was written in Ahead is newer");
+}
+
+/// A peer whose disk has errors may be promoted by force.
+#[test]
+fn a_primary_that_leaves_a_bad_peer_begins_a_generation() {
+    let mut script = primary();
+    let bad = Fields { disk: Dstate::Inconsistent, peer: Role::Primary, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(bad.pack()), 0);
+    assert_eq!(script.state(0).pdsk, Dstate::Inconsistent, "{:?}", script.log);
+    script.is_reachable = false;
+    script.lose(Stream::Data, drbd_core::event::StreamLoss::Reset);
+    assert_eq!(count(&script, "new current UUID"), 1, "{:?}", script.log);
+}
+
 /// The peer is promoted by force while both disks are worthless, and before this node has set all
 /// bits for the resync that follows, its administrator asks for the same: the sides are clear then.
 #[test]

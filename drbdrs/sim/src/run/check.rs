@@ -106,6 +106,22 @@ impl Run {
             {
                 self.outgrown.insert(volume.0);
             }
+            // Somebody asked for it, perhaps long ago: a command waits until it may be carried out.
+            // Spec: states §9.1.
+            if let Some(volume) = volume
+                && text == "Forced to consider local data as UpToDate!"
+            {
+                self.oracle.forgive_all(volume.0);
+            }
+            // Rule 51 is the target's, 71 the source's, also where the version is too old for them.
+            let older = match text.as_str() {
+                "uuid_compare()=-1091 by rule 51" => Some(node),
+                "uuid_compare()=-1091 by rule 71" => Some(1 - node),
+                _ => None,
+            };
+            if let (Some(volume), Some(older)) = (volume, older) {
+                self.older.insert(volume.0, older);
+            }
             // Two histories of promotions without each other are longer than the two slots for them:
             // no connect option helps then, only new meta-data for one. Spec: states §4.4, §4.5.
             if let Some(volume) = volume
@@ -248,10 +264,13 @@ impl Run {
             }
             Pending::Flush { volume, since } => {
                 if result.is_ok() {
-                    let on_both = self.setup.net.protocol == Protocol::C
+                    let mut nodes = [false; 2];
+                    // The local part, if there is one. Spec: io-path-and-resync.md §3.2.
+                    nodes[node] = state.disk >= Dstate::Inconsistent;
+                    nodes[1 - node] = self.setup.net.protocol == Protocol::C
                         && state.pdsk == Dstate::UpToDate
                         && state.conn >= Cstate::Connected;
-                    self.oracle.flushed(volume, node, since, on_both);
+                    self.oracle.flushed(volume, since, nodes);
                 }
                 Ok(())
             }

@@ -166,6 +166,7 @@ impl Run {
                 }
                 if self.is_to_be_renewed(node, volume, &state) {
                     self.outgrown.remove(&volume);
+                    self.older.remove(&volume);
                     if self.unrelated.remove(&volume) {
                         self.oracle.forgive(volume, node);
                     }
@@ -229,10 +230,11 @@ impl Run {
     /// Below protocol 91 two nodes whose last P_SYNC_UUID was lost never connect again, nor do those
     /// that have nothing in common: new meta-data for the one with the worse data is what is left.
     fn is_to_be_renewed(&self, node: usize, volume: u16, own: &Fields) -> bool {
+        let loser = self.older.get(&volume).copied().unwrap_or(self.victim);
         (self.outgrown.contains(&volume) || self.unrelated.contains(&volume))
-            && self.state(1 - node, volume).is_some_and(|their| {
-                (own.disk, node != self.victim) < (their.disk, node == self.victim)
-            })
+            && self
+                .state(1 - node, volume)
+                .is_some_and(|their| (own.disk, node != loser) < (their.disk, node == loser))
     }
 
     /// Frozen requests keep the device open: they have to fail first.
