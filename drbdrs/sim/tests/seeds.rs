@@ -111,5 +111,6 @@ found_by! {
     a_frozen_write_is_made_again_on_the_disk_that_is_back: 40689;
     what_was_written_ahead_of_the_peer_is_newer: 40902;
     a_disk_that_is_given_up_keeps_its_buffers: 44381;
+    what_starts_again_is_not_in_flight: 63852;
     a_disk_that_fails_while_ahead_leaves_no_good_data: 21234;
 }

@@ -789,6 +789,10 @@ impl Core {
         for key in keys.into_iter().rev() {
             let Some(request) = self.log.remove(key) else { continue };
             let nr = request.volume;
+            if request.progress.is_unacknowledged_mirror() {
+                let in_flight = &mut self.conn.sectors_in_flight;
+                *in_flight = in_flight.saturating_sub(request.range.len.0);
+            }
             if request.holds_al {
                 self.put_extents(nr, request.range, u32::MAX);
             }

@@ -255,7 +255,7 @@ fn a_primary_that_lost_its_disk_while_ahead_takes_no_older_data() {
     assert_eq!(script.state(0).conn, Cstate::Ahead, "{:?}", script.log);
     script.command(Command::Detach { volume: V0, force: true });
     assert_eq!(script.state(0).pdsk, Dstate::Inconsistent, "{:?}", script.log);
-    script.lose(Stream::Data, drbd_core::event::StreamLoss::Reset);
+    script.lose(Stream::Data, StreamLoss::Reset);
     script.wait_until_up();
     greet(&mut script, &net, peer_state());
     assert!(script.has_logged("Can only connect to data with current UUID="), "{:?}", script.log);
@@ -274,7 +274,7 @@ fn a_primary_that_leaves_a_bad_peer_begins_a_generation() {
     script.peer(Stream::Data, 0, Packet::State(bad.pack()), 0);
     assert_eq!(script.state(0).pdsk, Dstate::Inconsistent, "{:?}", script.log);
     script.is_reachable = false;
-    script.lose(Stream::Data, drbd_core::event::StreamLoss::Reset);
+    script.lose(Stream::Data, StreamLoss::Reset);
     assert_eq!(count(&script, "new current UUID"), 1, "{:?}", script.log);
 }
 
