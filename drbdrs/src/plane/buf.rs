@@ -317,6 +317,11 @@ impl Pool {
         std::mem::take(&mut self.zones[zone as usize].is_woken)
     }
 
+    /// Will [`Self::take_wake`] say so?
+    pub const fn is_woken(&self, zone: Zone) -> bool {
+        self.zones[zone as usize].is_woken
+    }
+
     /// Length that was asked for.
     pub fn len(&self, buf: BufId) -> usize {
         self.used(buf).len as usize

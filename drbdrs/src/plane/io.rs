@@ -206,13 +206,19 @@ pub trait Backend {
     /// follows.
     fn submit(&mut self, tag: Tag, op: Op) -> OpKey;
 
-    /// Does an operation on a file at once, on this thread: for files in memory, where there is no
-    /// device to wait for. Its [`Done`] is given out by the next [`Self::wait`].
-    fn run_now(&mut self, tag: Tag, op: Op);
-
     /// Asks for an early end of an operation on a socket or of a [`Op::Readable`]; its [`Done`]
     /// says `ECANCELED` unless it was faster.
     fn cancel(&mut self, key: OpKey);
+
+    /// Looks out for the end of an operation for so long, awake. True: the next [`Self::wait`] finds
+    /// one. Where that costs a system call for each look, it is not done.
+    ///
+    /// # Errors
+    /// As for [`Self::wait`].
+    fn look_out(&mut self, limit: Duration) -> io::Result<bool> {
+        let _ = limit;
+        Ok(false)
+    }
 
     /// Waits until at least one operation has ended or the time is over (`None`: without limit),
     /// and appends those that have ended.

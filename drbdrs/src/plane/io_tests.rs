@@ -78,37 +78,6 @@ fn files_are_written_read_flushed_and_punched() {
 }
 
 #[test]
-fn what_is_done_at_once_keeps_nothing_else_waiting() {
-    on_both(|io, pool| {
-        let (file, (ours, mut theirs)) = (file(), pair());
-        theirs.write_all(b"x").unwrap();
-        let byte = pool.alloc(Zone::Net, 1).unwrap();
-        let into = [Some(pool.lend_mut(byte, 0..1)), None];
-        io.submit(TAG, Op::Recv { socket: ours, into });
-        let buf = pool.alloc(Zone::Disk, 512).unwrap();
-        let mut done = Vec::new();
-        for round in 0..3 {
-            let from = pool.lend(buf, 0..512);
-            io.run_now(TAG, Op::Write { file: Fd::clone(&file), at: round, from, durable: false });
-            io.wait(None, &mut done).unwrap();
-        }
-        let (received, written): (Vec<_>, Vec<_>) =
-            done.into_iter().partition(|done| matches!(done.op, Op::Recv { .. }));
-        assert_eq!(received.iter().map(|done| done.result).collect::<Vec<_>>(), [Ok(1)]);
-        assert_eq!(written.iter().map(|done| done.result).collect::<Vec<_>>(), [Ok(512); 3]);
-        for done in received.into_iter().chain(written) {
-            done.op.give_back(pool);
-        }
-        io.run_now(TAG, Op::Sync { file });
-        assert_eq!(one(io).result, Ok(0));
-        assert_eq!(io.in_flight(), 0);
-        pool.release(byte);
-        pool.release(buf);
-        assert!(pool.is_idle());
-    });
-}
-
-#[test]
 fn an_error_of_a_file_is_its_errno() {
     on_both(|io, pool| {
         let read_only = Fd::new(std::fs::File::open("/dev/null").unwrap().into());

@@ -22,6 +22,8 @@ pub mod link;
 pub(crate) mod outbox;
 pub mod ring;
 pub mod run;
+mod socket;
+mod spin;
 pub mod status;
 pub mod sys;
 pub mod threads;

@@ -8,10 +8,11 @@ use drbd_core::action::SendData;
 use drbd_core::event::Event;
 use drbd_core::ids::{BufId, SendToken};
 use drbd_types::Tick;
+use rustix::io::Errno;
 
 use super::buf::{Reading, Zone};
 use super::io::{Fd, Op, OpKey, SEND_PARTS, Tag};
-use super::{Env, ZEROES_LEN};
+use super::{Env, ZEROES_LEN, socket};
 
 /// Bytes of heads in one send.
 const HEADS_MAX: usize = 32 << 10;
@@ -60,6 +61,8 @@ pub(crate) struct Outbox {
     parts: Vec<Reading>,
     /// The transport took less than it was given.
     is_full: bool,
+    #[cfg(test)]
+    pub(super) sends: u32,
 }
 
 impl Outbox {
@@ -76,6 +79,8 @@ impl Outbox {
             is_sending: false,
             parts: Vec::new(),
             is_full: false,
+            #[cfg(test)]
+            sends: 0,
         }
     }
 
@@ -142,14 +147,30 @@ impl Outbox {
         }
     }
 
-    /// Hands as much as possible to the kernel, unless it is busy or there is no memory.
-    pub(crate) fn flush(&mut self, env: &mut Env<'_>, socket: &Fd, tag: Tag) -> Option<OpKey> {
-        if self.is_sending || !self.may_go(env.now) {
-            return None;
+    /// Sends as much as the transport takes at once, and lets the kernel wait with the rest; then
+    /// returns what it waits with. Without memory nothing is sent.
+    ///
+    /// # Errors
+    /// The errno of the send.
+    pub(crate) fn flush(
+        &mut self,
+        env: &mut Env<'_>,
+        socket: &Fd,
+        tag: Tag,
+    ) -> Result<Option<OpKey>, i32> {
+        while !self.is_sending && self.may_go(env.now) {
+            let Some(from) = self.plan(env) else { break };
+            #[cfg(test)]
+            (self.sends += 1);
+            let result = socket::send(socket, &from);
+            if result == Err(Errno::AGAIN) {
+                self.is_sending = true;
+                let op = Op::Send { socket: Fd::clone(socket), from };
+                return Ok(Some(env.io.submit(tag, op)));
+            }
+            self.done(env, from, result.map_err(Errno::raw_os_error))?;
         }
-        let from = self.plan(env)?;
-        self.is_sending = true;
-        Some(env.io.submit(tag, Op::Send { socket: Fd::clone(socket), from }))
+        Ok(None)
     }
 
     /// Whether there is a first message, and nothing keeps it.

@@ -17,7 +17,7 @@ use drbd_core::slab::{Key, Slab};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use zerocopy::IntoBytes as _;
 
-use super::helpers::{self, Finished, Helpers, allocate_flags, count};
+use super::helpers::{Finished, Helpers, allocate_flags, count};
 use super::io::{Backend, Done, Op, OpKey, SEND_PARTS, Tag};
 
 /// Submissions between two system calls; more only cost another call.
@@ -54,10 +54,6 @@ pub struct Ring {
     helpers: Helpers,
     is_bell_armed: bool,
     finished: Vec<Finished>,
-    /// Done without the kernel's help; given out by the next wait.
-    ready: Vec<Done>,
-    /// The last wait did not enter the kernel.
-    has_skipped: bool,
 }
 
 impl Ring {
@@ -69,6 +65,7 @@ impl Ring {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_cqsize(ENTRIES * 8)
             .build(ENTRIES)
             .or_else(|_| IoUring::builder().setup_cqsize(ENTRIES * 8).build(ENTRIES))?;
@@ -80,8 +77,6 @@ impl Ring {
             helpers: Helpers::new(HELPERS_MAX)?,
             is_bell_armed: false,
             finished: Vec::new(),
-            ready: Vec::new(),
-            has_skipped: false,
         })
     }
 
@@ -182,13 +177,28 @@ impl Backend for Ring {
         OpKey(key)
     }
 
-    fn run_now(&mut self, tag: Tag, mut op: Op) {
-        let result = helpers::run(&mut op).map_err(rustix::io::Errno::raw_os_error);
-        self.ready.push(Done { tag, op, result });
-    }
-
     fn cancel(&mut self, key: OpKey) {
         self.push(&opcode::AsyncCancel::new(key.0).build().user_data(CANCEL));
+    }
+
+    fn look_out(&mut self, limit: Duration) -> io::Result<bool> {
+        if !self.ring.submission().is_empty()
+            && let Err(error) = self.ring.submit()
+            && !is_passing(&error)
+        {
+            return Err(error);
+        }
+        let end = Instant::now() + limit;
+        loop {
+            // The kernel sets the flag when it has something that it finishes within a call.
+            if !self.ring.completion().is_empty() || self.ring.submission().taskrun() {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     fn wait(&mut self, limit: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {
@@ -198,13 +208,7 @@ impl Backend for Ring {
             self.push(&poll.build().user_data(BELL));
             self.is_bell_armed = true;
         }
-        // What is ready may lead to more submissions: the kernel gets them all with one call. Only
-        // once, so that nothing waits for long.
-        self.has_skipped = !self.ready.is_empty() && !self.has_skipped;
-        if !self.has_skipped {
-            self.enter(if self.ready.is_empty() { limit } else { Some(Duration::ZERO) })?;
-        }
-        done.append(&mut self.ready);
+        self.enter(limit)?;
         loop {
             let event = self.ring.completion().next();
             let Some(event) = event else { return Ok(()) };
@@ -220,7 +224,7 @@ impl Backend for Ring {
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight.len() + self.ready.len()
+        self.in_flight.len()
     }
 }
 

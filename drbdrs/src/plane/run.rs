@@ -30,6 +30,7 @@ use super::fault::{Faults, Rule};
 use super::helpers::ring_bell;
 use super::io::{Backend, Choice, Done, Fd, Op, Part, Tag, backend};
 use super::link::{Addresses, Link, StreamRule};
+use super::spin::{self, Spin};
 use super::status::Statuses;
 use super::{Env, ZEROES_LEN};
 use crate::front::nbd::server::{CLIENT_BYTES_MAX, Extent, Nbd, Session};
@@ -39,6 +40,10 @@ use crate::front::ublk::server::{Queue, Ublk};
 const COMMANDS_MAX: usize = 256;
 /// Wait when the engine's deadline lies in the past even after its timer was called.
 const LATE: Duration = Duration::from_millis(1);
+/// More packets than these on the meta stream acknowledge more than one write and its barrier.
+const ANSWERS_MAX: u32 = 2;
+/// So often disks in memory are given work before the kernel is asked for news.
+const ROUNDS_MAX: u32 = 8;
 
 /// What the plane drives: the engine, or a double of it in tests.
 pub trait Machine {
@@ -242,6 +247,9 @@ struct Plane<M> {
     sink: Sink,
     actions: Actions,
     spare: Vec<Event>,
+    spin: Spin,
+    /// When the machine wants its timer.
+    due: Option<Tick>,
     is_stopping: bool,
     has_changed: bool,
 }
@@ -255,6 +263,8 @@ struct Parts {
     digests: [Option<Algorithm>; 2],
     events: Vec<Event>,
     start: Instant,
+    /// When this round of events began.
+    now: Tick,
     disks: BTreeMap<u16, Disk>,
     link: Link,
     nbd: Nbd,
@@ -265,7 +275,7 @@ struct Parts {
 /// Splits [`Parts`] into the environment and one of those who work in it.
 macro_rules! with {
     ($parts:expr, |$env:ident, $($field:ident),+| $body:expr) => {{
-        let now = $parts.now();
+        let now = $parts.now;
         let Parts { io, pool, faults, zeroes, digests, events, $($field),+, .. } = &mut $parts;
         #[allow(unused_mut, reason = "not every user needs it")]
         let mut $env = Env {
@@ -282,8 +292,8 @@ macro_rules! with {
 }
 
 impl Parts {
-    fn now(&self) -> Tick {
-        Tick(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    fn look_at_clock(&mut self) {
+        self.now = Tick(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
 }
 
@@ -310,6 +320,7 @@ impl<M: Machine> Plane<M> {
             digests: [None, None],
             events: Vec::new(),
             start: Instant::now(),
+            now: Tick(0),
             disks: BTreeMap::new(),
             link: Link::new(),
             nbd: Nbd::new(),
@@ -324,6 +335,8 @@ impl<M: Machine> Plane<M> {
             sink,
             actions: Vec::new(),
             spare: Vec::new(),
+            spin: Spin::new(),
+            due: None,
             is_stopping: false,
             has_changed: false,
         })
@@ -333,8 +346,8 @@ impl<M: Machine> Plane<M> {
         let mut done = Vec::new();
         while !self.is_stopping {
             self.settle();
-            let limit = self.limit();
-            self.parts.io.wait(limit, &mut done)?;
+            self.wait(&mut done)?;
+            self.parts.look_at_clock();
             for done in done.drain(..) {
                 self.dispatch(done);
             }
@@ -342,12 +355,40 @@ impl<M: Machine> Plane<M> {
         Ok(())
     }
 
+    fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
+        let limit = self.limit();
+        if !self.is_exchanging() {
+            return self.parts.io.wait(limit, done);
+        }
+        let begin = Instant::now();
+        if let Some(looking) = self.spin.begin() {
+            let most = limit.map_or(spin::LIMIT, |limit| limit.min(spin::LIMIT));
+            self.spin.tried(self.parts.io.look_out(most)?);
+            drop(looking);
+            return self.parts.io.wait(limit, done);
+        }
+        self.parts.io.wait(limit, done)?;
+        self.spin.slept(begin.elapsed());
+        Ok(())
+    }
+
+    /// Does a client wait for nothing but the peer, or the peer perhaps for its application?
+    fn is_exchanging(&mut self) -> bool {
+        let Parts { disks, link, nbd, ublk, .. } = &mut self.parts;
+        let answers = link.take_answers();
+        let requests = nbd.open_requests() + ublk.open_pieces();
+        let is_asking = requests == 1 && link.is_established();
+        let is_answering = requests == 0 && (1..=ANSWERS_MAX).contains(&answers);
+        (is_asking || is_answering) && disks.values().all(|disk| disk.in_flight() == 0)
+    }
+
     /// Does everything that can be done without waiting.
     fn settle(&mut self) {
         with!(self.parts, |env, link| link.tick(&mut env));
-        if self.machine.next_deadline().is_some_and(|at| at <= self.parts.now()) {
+        if self.due.is_some_and(|at| at <= self.parts.now) {
             self.tell(Event::Timer);
         }
+        let mut rounds = 0;
         loop {
             self.deliver();
             let packet = with!(self.parts, |env, link| link.poll(&mut env));
@@ -355,13 +396,21 @@ impl<M: Machine> Plane<M> {
                 self.tell(packet);
                 continue;
             }
-            let is_busy =
+            let mut is_busy =
                 with!(self.parts, |env, nbd, ublk| nbd.poll(&mut env) | ublk.poll(&mut env));
             self.answer_queries();
             self.resume_disks();
-            with!(self.parts, |env, nbd| nbd.flush(&mut env));
+            with!(self.parts, |env, link| link.flush_data(&mut env));
+            let has_moved = with!(self.parts, |env, nbd| nbd.flush(&mut env));
+            is_busy |= has_moved && (self.parts.nbd.is_waiting() || self.parts.ublk.is_waiting());
+            if rounds < ROUNDS_MAX {
+                rounds += u32::from(self.run_disks());
+            }
+            if is_busy || !self.parts.events.is_empty() {
+                continue;
+            }
             with!(self.parts, |env, link| link.flush(&mut env));
-            if !is_busy && self.parts.events.is_empty() {
+            if self.parts.events.is_empty() && !self.is_memory_back() {
                 break;
             }
         }
@@ -392,7 +441,7 @@ impl<M: Machine> Plane<M> {
         }
         tracing::trace!(?event);
         let mut actions = std::mem::take(&mut self.actions);
-        self.machine.handle(self.parts.now(), event, &mut actions);
+        self.machine.handle(self.parts.now, event, &mut actions);
         for action in actions.drain(..) {
             tracing::trace!(?action);
             self.act(action);
@@ -518,8 +567,26 @@ impl<M: Machine> Plane<M> {
         ring_bell(&self.bell);
     }
 
+    /// Has the link or a disk been refused memory that it would get now?
+    fn is_memory_back(&mut self) -> bool {
+        let pool = &mut self.parts.pool;
+        // Of the others it is asked when the disks go on.
+        pool.take_wake(Zone::Net) || pool.is_woken(Zone::Disk) || pool.is_woken(Zone::Meta)
+    }
+
+    /// Lets disks in memory work. False: there was nothing to do.
+    fn run_disks(&mut self) -> bool {
+        let is_ready = self.parts.disks.values().any(Disk::is_ready);
+        if is_ready {
+            with!(self.parts, |env, disks| {
+                disks.values_mut().for_each(|disk| disk.run(&mut env));
+            });
+        }
+        is_ready
+    }
+
     fn resume_disks(&mut self) {
-        let now = self.parts.now();
+        let now = self.parts.now;
         let pool = &mut self.parts.pool;
         let is_awake = pool.take_wake(Zone::Disk) | pool.take_wake(Zone::Meta);
         let is_due = |disk: &Disk| disk.next_deadline().is_some_and(|at| at <= now);
@@ -551,19 +618,21 @@ impl<M: Machine> Plane<M> {
     }
 
     /// How long nothing happens by itself.
-    fn limit(&self) -> Option<Duration> {
-        if self.is_stopping {
+    fn limit(&mut self) -> Option<Duration> {
+        self.due = self.machine.next_deadline();
+        if self.is_stopping || self.parts.disks.values().any(Disk::is_ready) {
             return Some(Duration::ZERO);
         }
-        let now = self.parts.now();
-        let engine = self.machine.next_deadline().map(|at| match at.0.checked_sub(now.0) {
+        let now = self.parts.now;
+        let engine = self.due.map(|at| match at.0.checked_sub(now.0) {
             None | Some(0) => LATE,
             Some(micros) => Duration::from_micros(micros),
         });
         let disks = self.parts.disks.values().filter_map(Disk::next_deadline);
-        let others = disks.chain(self.parts.link.next_deadline());
-        let others = others.map(|at| Duration::from_micros(at.0.saturating_sub(now.0)).max(LATE));
-        others.chain(engine).min()
+        let until = |at: Tick| Duration::from_micros(at.0.saturating_sub(now.0));
+        let disks = disks.map(|at| until(at).max(LATE));
+        // What is due there is dealt with: nothing stays due.
+        disks.chain(self.parts.link.next_deadline().map(until)).chain(engine).min()
     }
 }
 

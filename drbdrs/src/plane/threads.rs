@@ -11,9 +11,9 @@ use std::time::Duration;
 use drbd_core::slab::{Key, Slab};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{RecvFlags, SocketFlags};
 
-use super::helpers::{self, Finished, Helpers, count};
+use super::helpers::{Finished, Helpers, count};
 use super::io::{Backend, Done, Fd, Op, OpKey, Tag};
 
 const HELPERS_MAX: usize = 8;
@@ -185,11 +185,6 @@ impl Backend for Threads {
         }
     }
 
-    fn run_now(&mut self, tag: Tag, mut op: Op) {
-        let result = helpers::run(&mut op).map_err(Errno::raw_os_error);
-        self.ready.push_back(Done { tag, op, result });
-    }
-
     fn cancel(&mut self, key: OpKey) {
         let Some(op) = self.in_flight.get(Key::from_raw(key.0)).and_then(|e| e.op.as_ref()) else {
             return;
@@ -254,16 +249,7 @@ fn try_socket(op: &mut Op) -> Result<u32, Errno> {
             let got = rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::DONTWAIT)?;
             Ok(count(got.bytes))
         }
-        Op::Send { socket, from } => {
-            let mut parts = [io::IoSlice::new(&[]); super::io::SEND_PARTS];
-            for (place, lease) in parts.iter_mut().zip(from.iter()) {
-                *place = io::IoSlice::new(lease.bytes());
-            }
-            let used = parts.get(..from.len()).ok_or(Errno::INVAL)?;
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let mut control = rustix::net::SendAncillaryBuffer::default();
-            rustix::net::sendmsg(socket, used, &mut control, flags).map(count)
-        }
+        Op::Send { socket, from } => super::socket::send(socket, from),
         Op::Accept { socket, accepted } => {
             let fd = rustix::net::accept_with(&*socket, SocketFlags::CLOEXEC)?;
             *accepted = Some(fd);

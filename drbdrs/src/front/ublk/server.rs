@@ -113,6 +113,16 @@ impl Ublk {
         id.0 & OURS != 0
     }
 
+    /// Pieces of requests without answer.
+    pub const fn open_pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Does a request wait for memory?
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// What a device offers from now on.
     pub fn offer(&mut self, volume: VolumeNr, offer: DeviceOffer) {
         self.offers.insert(volume.0, offer);

@@ -27,6 +27,7 @@ use self::job::{Job, Part, Step, Which};
 use self::plan::Abilities;
 use super::Env;
 use super::fault::{Access, Area, Kind, Verdict};
+use super::helpers;
 use super::io::{self, Fd, Op, Tag};
 
 pub use self::open::{Device, DiskPaths, OpenDisk, OpenError, is_rotational};
@@ -59,6 +60,8 @@ pub struct Disk {
     has_fua: bool,
     flush_failed: Option<i32>,
     entries: Slab<Entry>,
+    /// Steps on files in memory, for [`Disk::run`].
+    ready: VecDeque<(Key<Entry>, Op)>,
     /// Wait for memory.
     starved: VecDeque<Key<Entry>>,
     /// Wait for another write.
@@ -82,6 +85,7 @@ impl Disk {
             has_fua: true,
             flush_failed: None,
             entries: Slab::new(),
+            ready: VecDeque::new(),
             starved: VecDeque::new(),
             blocked: VecDeque::new(),
             held: Vec::new(),
@@ -192,6 +196,21 @@ impl Disk {
                 Ok(()) => self.advance(env, key),
                 Err(errno) => self.finish(env, key, Err(errno)),
             }
+        }
+    }
+
+    /// Is there anything for [`Self::run`] to do?
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Carries out the steps on files in memory: there is no device to wait for. What follows from
+    /// them is left for the next time.
+    pub fn run(&mut self, env: &mut Env<'_>) {
+        for _ in 0..self.ready.len() {
+            let Some((key, mut op)) = self.ready.pop_front() else { return };
+            let result = helpers::run(&mut op).map_err(rustix::io::Errno::raw_os_error);
+            self.done(env, key.raw(), op, result);
         }
     }
 

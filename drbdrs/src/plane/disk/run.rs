@@ -174,7 +174,6 @@ impl Disk {
     }
 
     fn submit(&mut self, env: &mut Env<'_>, key: Key<Entry>, step: Step) {
-        let tag = self.tag(key);
         let Some(area) = self.job(key).map(|job| job.area) else { return };
         let Some(device) = self.device(area) else { return };
         let (file, is_memory) = (Fd::clone(&device.file), device.is_memory);
@@ -204,9 +203,9 @@ impl Disk {
         };
         // The kernel would give each of them to a thread of its own.
         if is_memory && matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. }) {
-            env.io.run_now(tag, op);
+            self.ready.push_back((key, op));
         } else {
-            env.io.submit(tag, op);
+            env.io.submit(self.tag(key), op);
         }
     }
 

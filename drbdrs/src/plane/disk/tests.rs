@@ -37,12 +37,16 @@ struct Rig {
 
 impl Rig {
     fn new(choice: Choice, len: u64) -> Option<Self> {
+        Self::new_in(choice, len, &std::env::temp_dir())
+    }
+
+    fn new_in(choice: Choice, len: u64, place: &Path) -> Option<Self> {
         let io = match backend(choice) {
             Ok(io) => io,
             Err(_) if choice == Choice::Ring => return None,
             Err(error) => panic!("{error}"),
         };
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(place).unwrap();
         let path = dir.path().join("disk");
         std::fs::File::create(&path).unwrap().set_len(len).unwrap();
         let mut pool = Pool::new(PoolSize { disk: 2 << 20, ..PoolSize::default() }).unwrap();
@@ -87,6 +91,8 @@ impl Rig {
 
     /// Lets the kernel work for a moment.
     fn turn(&mut self, limit: Duration) {
+        self.with(|disk, env| disk.run(env));
+        let limit = if self.disk.is_ready() { Duration::ZERO } else { limit };
         let mut done = Vec::new();
         self.io.wait(Some(limit), &mut done).unwrap();
         for done in done {
@@ -203,6 +209,28 @@ fn data_is_written_read_and_taken_away() {
         assert_eq!(rig.read(22_016, 512).unwrap(), [7; 512]);
         assert_eq!(rig.read(70_144, 512).unwrap(), [7; 512]);
     });
+}
+
+#[test]
+fn what_is_in_memory_needs_no_kernel_to_wait() {
+    for choice in [Choice::Ring, Choice::Threads] {
+        let Some(mut rig) = Rig::new_in(choice, 1 << 20, Path::new("/dev/shm")) else { continue };
+        rig.open();
+        let block = Box::new([7; 4096]);
+        let io = rig.meta(MetaOp::Write { at: ByteOffset(8192), block, stable: true });
+        // Data before it, the block, and the flush behind it, one after the other.
+        let mut rounds = 0;
+        while rig.disk.is_ready() {
+            assert!(rig.events.is_empty());
+            rig.with(|disk, env| disk.run(env));
+            rounds += 1;
+        }
+        assert!((2..=3).contains(&rounds), "{rounds} rounds");
+        assert_eq!((rig.events.len(), rig.io.in_flight()), (1, 0));
+        assert_eq!(rig.meta_answer(io), Ok(MetaAnswer::Done));
+        assert_eq!(rig.read(8192, 4096), Ok(vec![7; 4096]));
+        rig.is_tidy();
+    }
 }
 
 #[test]

@@ -56,6 +56,9 @@ const REPORT_EVERY: u64 = 250_000;
 const ACCEPT_PAUSE: u64 = 1_000_000;
 /// Bytes after which the transport is asked how much it holds.
 const ASK_EVERY: u64 = 65_536;
+/// How long a barrier waits for company, microseconds: most often the next write is close behind,
+/// and a packet, its answer, and both wake-ups are saved.
+const BARRIER_HOLD: u64 = 50;
 /// Queue of the listening socket. Spec: wire-protocol.md §1.2.
 const BACKLOG: i32 = 5;
 
@@ -70,6 +73,8 @@ struct Socket {
     /// Waits for anything to read, which may be the end.
     watch: Option<OpKey>,
     sending: Option<OpKey>,
+    /// Nothing is sent before.
+    held_until: Option<Tick>,
     /// Its end was reported.
     is_dead: bool,
     report: Report,
@@ -143,6 +148,8 @@ pub struct Link {
     streams: Option<[SocketId; 2]>,
     is_receiving: bool,
     faults: StreamFaults,
+    /// Packets for the meta stream.
+    answers: u32,
     /// For reuse.
     encoded: Vec<u8>,
 }
@@ -165,10 +172,11 @@ impl Link {
 
     /// When [`Self::tick`] is due.
     pub fn next_deadline(&self) -> Option<Tick> {
-        let reports = self.sockets.values().filter_map(|socket| socket.report.due);
+        let sockets = self.sockets.values();
+        let sockets = sockets.flat_map(|socket| [socket.report.due, socket.held_until]);
         let accept = self.listener.as_ref().and_then(|listener| listener.retry);
         let gates = self.sockets.values().filter(|socket| socket.may_send(&self.faults));
-        reports.chain(accept).chain(gates.filter_map(|socket| socket.tx.due())).min()
+        sockets.chain([accept]).flatten().chain(gates.filter_map(|socket| socket.tx.due())).min()
     }
 
     /// Does what the engine's link wants.
@@ -225,15 +233,32 @@ impl Link {
         token: Option<SendToken>,
     ) {
         let Some(id) = self.stream(stream) else { return };
+        self.answers += u32::from(stream == Stream::Meta);
         if let Some(socket) = self.sockets.get_mut(&id.0).filter(|socket| !socket.is_dead) {
             let context = socket.context;
             let gate = self.faults.gate(env.now, stream, packet.command(context.version));
+            socket.held_until = match packet {
+                Packet::Barrier(_) if socket.tx.waiting() == 0 => {
+                    Some(Tick(env.now.0.saturating_add(BARRIER_HOLD)))
+                }
+                _ => None,
+            };
             let packet = (volume, &mut packet);
             push(env, socket, &mut self.encoded, &context, packet, data, token);
             if let Some(gate) = gate {
                 socket.tx.close_gate(gate);
             }
         }
+    }
+
+    /// Does it carry the two streams?
+    pub const fn is_established(&self) -> bool {
+        self.streams.is_some()
+    }
+
+    /// Packets for the meta stream since the last call.
+    pub const fn take_answers(&mut self) -> u32 {
+        std::mem::replace(&mut self.answers, 0)
     }
 
     /// Whether the data stream is read.
@@ -302,17 +327,39 @@ impl Link {
         None
     }
 
-    /// Hands what is queued to the kernel. Called once after a round of events, so that many
-    /// packets go out together.
+    /// Sends what is queued for the data stream. Called before this node works for itself: the peer
+    /// begins meanwhile.
+    pub fn flush_data(&mut self, env: &mut Env<'_>) {
+        if let Some([data, _]) = self.streams {
+            self.flush_socket(env, data.0);
+        }
+    }
+
+    /// Sends what is queued. Called once after a round of events, so that many packets go out
+    /// together.
     pub fn flush(&mut self, env: &mut Env<'_>) {
-        for (&id, socket) in &mut self.sockets {
-            if socket.may_send(&self.faults) {
-                let tag = tag(Purpose::Send, id);
-                if let Some(key) = socket.tx.flush(env, &socket.fd, tag) {
-                    socket.sending = Some(key);
-                }
+        let mut from = 0;
+        while let Some((&id, _)) = self.sockets.range(from..).next() {
+            self.flush_socket(env, id);
+            if let Some(socket) = self.sockets.get_mut(&id) {
+                report(env, socket);
             }
-            report(env, socket);
+            from = id + 1;
+        }
+    }
+
+    fn flush_socket(&mut self, env: &mut Env<'_>, id: u32) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        if socket.held_until.is_some_and(|until| until > env.now) {
+            return;
+        }
+        socket.held_until = None;
+        if !socket.may_send(&self.faults) {
+            return;
+        }
+        match socket.tx.flush(env, &socket.fd, tag(Purpose::Send, id)) {
+            Ok(sending) => socket.sending = sending,
+            Err(errno) => self.send_failed(env, SocketId(id), errno),
         }
     }
 
@@ -462,6 +509,7 @@ impl Link {
             mode: Mode::Idle,
             watch: None,
             sending: None,
+            held_until: None,
             is_dead: false,
             report: Report::default(),
             held: None,
@@ -664,7 +712,7 @@ fn report(env: &mut Env<'_>, socket: &mut Socket) {
     // Asking the transport costs a system call: by time, and by amount.
     let asks = is_due || is_emptied || socket.tx.is_full() || moved - report.asked_at >= ASK_EVERY;
     if !asks {
-        if waiting > 0 && report.due.is_none() {
+        if waiting > 0 && report.due.is_none() && socket.held_until.is_none() {
             report.due = Some(Tick(env.now.0.saturating_add(REPORT_EVERY)));
         }
         return;

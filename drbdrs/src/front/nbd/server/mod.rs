@@ -112,6 +112,12 @@ impl Client {
         self.held + self.outbox.waiting()
     }
 
+    /// Is it in the middle of something, or not read from although there is something?
+    const fn is_waiting(&self) -> bool {
+        let is_between = matches!(self.reading, Reading::Head) && self.inbox.available() == 0;
+        !is_between || matches!(self.ending, Ending::Dead)
+    }
+
     /// May it have so much more? With nothing it may have anything.
     const fn may_have(&self, len: usize) -> bool {
         self.used() == 0 || self.used() + len <= CLIENT_BYTES_MAX
@@ -213,6 +219,11 @@ impl Nbd {
         self.offers.insert(volume.0, offer);
     }
 
+    /// Requests without reply, of all clients.
+    pub const fn open_requests(&self) -> usize {
+        self.requests.len()
+    }
+
     /// Clients of a volume.
     pub fn users(&self, volume: VolumeNr) -> u32 {
         self.users.get(&volume.0).copied().unwrap_or(0)
@@ -300,10 +311,27 @@ impl Nbd {
         is_busy
     }
 
-    /// Sends replies, and lets go of clients that have ended.
-    pub fn flush(&mut self, env: &mut Env<'_>) {
+    /// Is a client in the middle of something, or not read from although there is something?
+    pub fn is_waiting(&self) -> bool {
+        self.clients.values().any(Client::is_waiting)
+    }
+
+    /// Sends replies, and lets go of clients that have ended. True: memory is free again, or a client
+    /// has died.
+    pub fn flush(&mut self, env: &mut Env<'_>) -> bool {
         let mut gone = None;
+        let mut has_moved = false;
         for (&id, client) in &mut self.clients {
+            let is_sending = client.sending.is_some() || client.ending == Ending::Dead;
+            if !is_sending && client.outbox.waiting() > 0 {
+                let tag = Tag { part: Part::Nbd, key: u64::from(id) << 1 | 1 };
+                let before = client.outbox.moved();
+                match client.outbox.flush(env, &client.fd, tag) {
+                    Ok(sending) => client.sending = sending,
+                    Err(_) => client.ending = Ending::Dead,
+                }
+                has_moved |= client.outbox.moved() > before || client.ending == Ending::Dead;
+            }
             let is_idle = client.requests == 0;
             let is_over = match client.ending {
                 Ending::No => false,
@@ -312,15 +340,13 @@ impl Nbd {
             };
             if is_over {
                 gone = Some(id);
-            } else if client.sending.is_none() && client.ending != Ending::Dead {
-                let tag = Tag { part: Part::Nbd, key: u64::from(id) << 1 | 1 };
-                client.sending = client.outbox.flush(env, &client.fd, tag);
             }
         }
         if let Some(id) = gone {
             self.remove(env, id);
-            self.flush(env);
+            has_moved |= self.flush(env);
         }
+        has_moved
     }
 
     /// The engine has ended a piece.
