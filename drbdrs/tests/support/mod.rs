@@ -206,10 +206,11 @@ impl Node {
         let notices = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&notices);
         let sink = Box::new(move |notice: Notice| {
-            if let Notice::Device(_, offer) = &notice {
-                send.send(*offer).unwrap();
+            // Kept before anybody hears of it and looks for it.
+            kept.lock().unwrap().push(notice.clone());
+            if let Notice::Device(_, offer) = notice {
+                send.send(offer).unwrap();
             }
-            kept.lock().unwrap().push(notice);
         });
         let config = Config { io: setup.io, pool: setup.pool, is_pinned: false, seed: 1 };
         let limits = setup.limits.clone();
