@@ -31,6 +31,9 @@ pub struct DevicePair {
     pub guest: Guest,
     /// The other one.
     pub peer: Node,
+    /// What the guest's tools and daemon are told.
+    conf: String,
+    settings: String,
     _dir: TempDir,
 }
 
@@ -44,7 +47,6 @@ impl DevicePair {
         let programs = Programs::build();
         let config = Config::new("alpha").disk(Disk::Size(bytes)).modules(modules);
         let mut guest = Guest::boot(config)?;
-        install(&guest)?;
         let to_guest = guest.forward(PORT)?;
         let [to_peer, _] = free_ports(std::process::id())?;
         let dir = TempDir::new()?;
@@ -66,13 +68,13 @@ impl DevicePair {
         let disk = peer.disk(0).display().to_string();
         fs::write(peer.conf(), text(&peer.minors("@0"), &disk, host))?;
         let inside = [format!("{GUEST}:{PORT}"), format!("{HOST}:{to_peer}")];
-        guest.put("/etc/drbd.conf", text("0", "/dev/vda", inside).as_bytes())?;
-        guest.put(SETTINGS, format!("[node]\nfront-ends = {front_ends}\n").as_bytes())?;
+        let conf = text("0", "/dev/vda", inside);
+        let settings = format!("[node]\nfront-ends = {front_ends}\n");
         peer.start("")?;
         peer.adm(&["create-md", "--force", "r0"])?.ok()?;
         peer.adm(&["up", "r0"])?.ok()?;
-        let pair = Self { guest, peer, _dir: dir };
-        pair.start_daemon()?;
+        let pair = Self { guest, peer, conf, settings, _dir: dir };
+        pair.prepare()?;
         let ready = pair.adm("create-md --force r0").and_then(|_| pair.adm("up r0"));
         pair.tell(ready)?;
         pair.tell(pair.peer.until("cs:Connected"))?;
@@ -80,6 +82,25 @@ impl DevicePair {
         pair.tell(equal.and_then(|_| pair.adm("primary r0")))?;
         pair.in_sync()?;
         Ok(pair)
+    }
+
+    /// The guest has just booted: it gets our programs, and its daemon is started.
+    fn prepare(&self) -> Result<()> {
+        install(&self.guest)?;
+        self.guest.put("/etc/drbd.conf", self.conf.as_bytes())?;
+        self.guest.put(SETTINGS, self.settings.as_bytes())?;
+        self.start_daemon()
+    }
+
+    /// The guest boots again after a power cut, with its resource up.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn boot_again(&mut self) -> Result<()> {
+        self.guest.start()?;
+        // Without a port that leads into the guest: it is the one that connects.
+        self.prepare()?;
+        self.tell(self.adm("up r0")).map(drop)
     }
 
     /// Starts the guest's daemon, and no more.
@@ -171,11 +192,18 @@ impl DevicePair {
     /// # Errors
     /// They are not.
     pub fn compare(&self) -> Result<()> {
-        self.in_sync()?;
-        self.guest.ok("sync")?;
         let sectors =
             self.guest.ok("cat /sys/class/block/$(readlink /dev/drbd0 | xargs basename)/size")?;
-        let len = sectors.trim().parse::<usize>()? * 512;
+        self.compare_len(sectors.trim().parse::<usize>()? * 512)
+    }
+
+    /// The same for so many bytes; the device need not be there.
+    ///
+    /// # Errors
+    /// As for [`Self::compare`].
+    pub fn compare_len(&self, len: usize) -> Result<()> {
+        self.in_sync()?;
+        self.guest.ok("sync")?;
         let [own, other] =
             [self.guest.disk_image(0).context("a disk")?.to_owned(), self.peer.disk(0)]
                 .map(fs::read);
@@ -202,7 +230,10 @@ impl DevicePair {
 }
 
 /// Puts our programs into a guest.
-fn install(guest: &Guest) -> Result<()> {
+///
+/// # Errors
+/// They do not run there.
+pub fn install(guest: &Guest) -> Result<()> {
     guest.ok(&format!("mkdir -p {OURS} /etc/drbd.d"))?;
     let folder = TempDir::new()?;
     let packages = [

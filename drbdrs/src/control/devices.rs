@@ -148,7 +148,8 @@ pub(super) async fn give_up(node: &Rc<Node>, id: Id, nr: VolumeNr) {
     node.will.forget_role(volume.minor);
     let drivers = all_drivers(node);
     // A panic there was said already.
-    let _ = tokio::task::spawn_blocking(move || inherit(&drivers, &volume)).await;
+    let folder = node.settings.node.device_dir.clone();
+    let _ = tokio::task::spawn_blocking(move || inherit(&folder, &drivers, &volume)).await;
 }
 
 /// Is there a device of a daemon that is gone, not taken over yet?
@@ -187,7 +188,8 @@ async fn start(node: &Rc<Node>, id: Id, nr: VolumeNr, offer: DeviceOffer, there:
     let (drivers, is_demanded) = chosen(node, &volume);
     let name = format!("{}/{} drbd{}", volume.resource, nr.0, volume.minor);
     let all = all_drivers(node);
-    let made = tokio::task::spawn_blocking(move || match inherit(&all, &volume) {
+    let folder = node.settings.node.device_dir.clone();
+    let made = tokio::task::spawn_blocking(move || match inherit(&folder, &all, &volume) {
         Some(device) => Ok(device),
         None => start_first(&drivers, &volume),
     });
@@ -217,7 +219,7 @@ fn chosen(node: &Node, volume: &Volume) -> (Vec<Arc<dyn Driver>>, bool) {
 
 /// The device that a daemon which is gone has left, if whoever has it open may go on; otherwise that
 /// comes to its end.
-fn inherit(drivers: &[Arc<dyn Driver>], volume: &Volume) -> Option<Box<dyn Device>> {
+fn inherit(folder: &Path, drivers: &[Arc<dyn Driver>], volume: &Volume) -> Option<Box<dyn Device>> {
     for driver in drivers {
         let Some(node) = driver.find(volume) else { continue };
         let shown = node.display();
@@ -227,10 +229,12 @@ fn inherit(drivers: &[Arc<dyn Driver>], volume: &Volume) -> Option<Box<dyn Devic
                 Err(error) => tracing::error!("{shown} can not be taken over: {error}"),
             }
         }
+        let Volume { resource, nr, minor, .. } = volume;
         match driver.discard(volume, &node) {
             Ok(()) => tracing::warn!("{shown}: ended, its data may be others now"),
             Err(error) => tracing::error!("{shown} can not be ended: {error}"),
         }
+        Links::left(folder, &node, resource, nr.0, *minor).remove();
     }
     None
 }

@@ -24,12 +24,18 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::watch;
 
-use super::commands;
 use super::registry::{Node, Record};
+use super::{commands, convert, devices};
+use crate::plane::disk::OpenDisk;
 
 /// How long commands wait for volumes that are to be Primary again.
 const PEER_MAX: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Pause before a promotion that was refused is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// How long the writes of a predecessor may take to end: disks try again for tens of seconds.
+const WRITES_MAX: Duration = Duration::from_secs(180);
 /// Says which run of the machine this is.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// Where drbdmeta is when it is not beside the daemon.
@@ -211,7 +217,9 @@ pub(super) async fn take_over(node: Rc<Node>) {
     for request in requests {
         match request {
             Request::Primary { target: Target::Minor(minor), .. } => roles.push(minor),
-            request => carry_out(&node, request).await,
+            request => {
+                carry_out(&node, request).await;
+            }
         }
     }
     node.will.stage.send_replace(Stage::Promoting);
@@ -234,37 +242,50 @@ pub(super) async fn take_over(node: Rc<Node>) {
     node.will.stage.send_replace(Stage::Done);
 }
 
-/// Makes a volume Primary again as soon as it may be so for those who still have its device open.
+/// Makes a volume Primary again as soon as it may be so for those who still have its device open; if
+/// it may not, they get errors instead of waiting for ever.
 async fn resume(node: Rc<Node>, minor: u32) {
     let Some((id, nr)) = node.volume_of(minor) else { return };
+    let mut pause = AGAIN;
     loop {
         if node.will.is_sealed.get() || !node.will.resuming.borrow().contains(&minor) {
             return;
         }
-        let resumption = node.with(id, |r| r.status_of(nr).map(|v| v.resumption)).flatten();
-        match resumption {
-            Some(Resumption::Waits) => tokio::time::sleep(PAUSE).await,
-            Some(Resumption::Ready) => break,
-            Some(Resumption::No) | None => {
+        let known = node.with(id, |r| r.status_of(nr).map(|v| (v.resumption, v.state.role)));
+        match known.flatten() {
+            // The administrator has decided.
+            Some((_, Role::Primary)) => break,
+            Some((Resumption::Waits, _)) => tokio::time::sleep(PAUSE).await,
+            Some((Resumption::Ready, _)) => {
+                let request = Request::Primary { target: Target::Minor(minor), force: false };
+                if carry_out(&node, request).await {
+                    break;
+                }
+                // A refusal for good shows itself as the end of the right to go on.
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN_MAX);
+            }
+            Some((Resumption::No, _)) | None => {
                 tracing::error!(
                     "drbd: minor {minor} was Primary and may not go on so: it has no disk, or others \
                      may have written; whoever has its device open must let go of it"
                 );
-                node.will.forget_role(minor);
-                return;
+                devices::give_up(&node, id, nr).await;
+                break;
             }
         }
     }
-    let request = Request::Primary { target: Target::Minor(minor), force: false };
-    carry_out(&node, request).await;
     node.will.forget_role(minor);
+    node.with_all(|all| node.will.write(all));
 }
 
-async fn carry_out(node: &Rc<Node>, request: Request) {
+/// True: it is done.
+async fn carry_out(node: &Rc<Node>, request: Request) -> bool {
     if node.will.is_sealed.get() {
-        return;
+        return false;
     }
-    if let Request::Attach { minor, meta_disk, meta_index, .. } = &request {
+    if let Request::Attach { minor, disk, meta_disk, meta_index, .. } = &request {
+        wait_for_writes(disk, meta_disk, *meta_index).await;
         apply_al(*minor, meta_disk, *meta_index).await;
     }
     let shown = format!("{request:?}");
@@ -272,6 +293,24 @@ async fn carry_out(node: &Rc<Node>, request: Request) {
     if !reply.is_success() {
         let text = reply.message("taking over");
         tracing::error!("drbd: {}: {shown}", text.trim_end().replace('\n', " "));
+    }
+    reply.is_success()
+}
+
+/// What the predecessor was writing when it died may still be on its way to the disk. If it came
+/// there after what is written from now on, it would destroy that. As long as it is on its way, the
+/// disk is in use.
+async fn wait_for_writes(disk: &str, meta_disk: &str, index: MetaIndex) {
+    let Ok(paths) = convert::disk_paths(disk, meta_disk, index) else { return };
+    let end = tokio::time::Instant::now() + WRITES_MAX;
+    while tokio::time::Instant::now() < end {
+        let paths = paths.clone();
+        let open = move || OpenDisk::open(&paths).map(drop).map_err(|error| error.errno);
+        match tokio::task::spawn_blocking(open).await {
+            Ok(Err(libc::EBUSY)) => tokio::time::sleep(PAUSE).await,
+            // Any other error is told by the attach.
+            _ => return,
+        }
     }
 }
 

@@ -26,8 +26,7 @@ impl Links {
         volume: u16,
         minor: u32,
     ) -> (Self, Vec<String>) {
-        let by_res = folder.join("drbd/by-res").join(resource);
-        let wanted = [folder.join(format!("drbd{minor}")), by_res.join(volume.to_string())];
+        let wanted = names(folder, resource, volume, minor);
         let mut links = Self { node: node.to_owned(), made: Vec::new() };
         let mut problems = Vec::new();
         for path in wanted {
@@ -37,6 +36,12 @@ impl Links {
             }
         }
         (links, problems)
+    }
+
+    /// Those that lead to a node which another daemon has left.
+    pub fn left(folder: &Path, node: &Path, resource: &str, volume: u16, minor: u32) -> Self {
+        // Others are left out when they are removed.
+        Self { node: node.to_owned(), made: names(folder, resource, volume, minor).into() }
     }
 
     /// Those that are there.
@@ -54,6 +59,11 @@ impl Links {
             }
         }
     }
+}
+
+fn names(folder: &Path, resource: &str, volume: u16, minor: u32) -> [PathBuf; 2] {
+    let by_res = folder.join("drbd/by-res").join(resource);
+    [folder.join(format!("drbd{minor}")), by_res.join(volume.to_string())]
 }
 
 fn make(path: &Path, node: &Path) -> io::Result<()> {
@@ -100,8 +110,10 @@ mod tests {
             assert_eq!(std::fs::read_link(name).unwrap(), Path::new("/dev/ublkb12"));
         }
         old.remove();
+        Links::left(dev.path(), Path::new("/dev/nbd3"), "r0", 1, 7).remove();
         assert!(names.iter().all(|name| name.is_symlink()), "no longer the first one's to remove");
-        links.remove();
+        drop(links);
+        Links::left(dev.path(), Path::new("/dev/ublkb12"), "r0", 1, 7).remove();
         assert!(!names.iter().any(|name| name.is_symlink()));
     }
 
