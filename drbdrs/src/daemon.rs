@@ -112,8 +112,10 @@ async fn serve(settings: Settings, socket: &Path) -> Result<(), StartError> {
     );
     notify("READY=1");
     let [terminate, interrupt] = &mut ends[..] else { return Ok(()) };
+    let mut alive = watchdog().map(tokio::time::interval);
     loop {
         tokio::select! {
+            () = tick(&mut alive) => notify("WATCHDOG=1"),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             // A closed terminal is no reason to take devices away.
@@ -175,6 +177,22 @@ fn helper(settings: &Settings, socket: &Path) -> Program {
         path: path.unwrap_or_else(|| HELPER.into()),
         timeout: (seconds > 0).then(|| Duration::from_secs(seconds.into())),
         socket: std::path::absolute(socket).unwrap_or_else(|_| socket.into()),
+    }
+}
+
+/// How often systemd wants to hear that the control plane is alive: twice as often as it must.
+fn watchdog() -> Option<Duration> {
+    let variable = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let own = u64::from(std::process::id());
+    let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == own);
+    let limit = variable("WATCHDOG_USEC").filter(|limit| is_ours && *limit > 1)?;
+    Some(Duration::from_micros(limit / 2))
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

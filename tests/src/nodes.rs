@@ -42,6 +42,11 @@ impl Programs {
         Self { daemon, adm, setup, meta }
     }
 
+    /// The files: daemon, drbdadm, drbdsetup and drbdmeta.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        [&self.daemon, &self.adm, &self.setup, &self.meta].map(Clone::clone).to_vec()
+    }
+
     /// Those beside the program that runs.
     ///
     /// # Errors

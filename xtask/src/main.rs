@@ -88,7 +88,7 @@ enum Task {
     },
     /// Runs a benchmark from benches/ in the release profile.
     Bench {
-        /// Name without the ending: `conf`, `node`, `idle`.
+        /// Name without the ending: `conf`, `node`, `idle`, `failover`.
         name: String,
         /// Options for the benchmark.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

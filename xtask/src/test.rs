@@ -14,6 +14,11 @@ struct Tool {
 
 const TOOLS: &[Tool] = &[
     Tool { probe: "/lib/drbd/drbdadm-84", package: "drbd-utils" },
+    Tool { probe: "/usr/lib/ocf/lib/heartbeat/ocf-shellfuncs", package: "resource-agents" },
+    Tool { probe: "/usr/libexec/heartbeat/heartbeat", package: "heartbeat" },
+    Tool { probe: "/usr/sbin/tgtd", package: "tgt" },
+    Tool { probe: "/usr/sbin/ifconfig", package: "net-tools" },
+    Tool { probe: "/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so", package: "qemu-block-extra" },
     Tool { probe: "unshare", package: "util-linux" },
     Tool { probe: "losetup", package: "mount" },
     Tool { probe: "ip", package: "iproute2" },
@@ -85,7 +90,7 @@ fn install_packages(packages: &[&str]) -> Result<(), Failure> {
 /// The parts of QEMU exclude other versions of each other; where one is installed from another
 /// release, the missing one could not be installed, or would drive it out.
 fn same_version_of_qemu(packages: &mut Vec<String>) -> Result<(), Failure> {
-    let parts = ["qemu-system-x86", "qemu-utils"];
+    let parts = ["qemu-system-x86", "qemu-utils", "qemu-block-extra"];
     let others = packages.len();
     packages.retain(|p| !parts.contains(&p.as_str()));
     if packages.len() == others {
