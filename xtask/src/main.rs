@@ -3,6 +3,7 @@
 //! `cargo xtask demo` and `cargo xtask test` are the two commands of the README.
 
 mod coverage;
+mod deb;
 mod demo;
 mod deps;
 mod interop;
@@ -47,6 +48,21 @@ enum Task {
         /// Further words for the test runner, for example a filter.
         #[arg(last = true)]
         rest: Vec<String>,
+    },
+    /// Builds the Debian package, in target/debian.
+    Deb {
+        /// A debug build: larger and slower, but built sooner.
+        #[arg(long)]
+        debug: bool,
+        /// The programs are built already.
+        #[arg(long)]
+        no_build: bool,
+        /// Where it is built.
+        #[arg(long, default_value = "target/debian")]
+        dir: std::path::PathBuf,
+        /// Revision of the package's version.
+        #[arg(long, default_value_t = 1)]
+        revision: u32,
     },
     /// Formatting, clippy with warnings as errors, and the tidy checks.
     Lint,
@@ -155,6 +171,7 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().task {
         Task::Demo { keep, debug } => demo::demo(keep, debug),
         Task::Test { install, no_skip, rest } => test::test(install, no_skip, &rest),
+        Task::Deb { debug, no_build, dir, revision } => deb::deb(debug, no_build, &dir, revision),
         Task::Lint => lint(),
         Task::Tidy => tidy::tidy(),
         Task::Deps => deps::deps(),

@@ -3,6 +3,8 @@
 
 mod client;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 
 pub use self::client::Client;
@@ -225,8 +227,12 @@ impl Site {
         self.node(number)?.sh("rm -f /var/log/ha-log")?.ok()?;
         self.start_heartbeat(number)?;
         self.in_sync(number)?;
-        // Earlier it would not take over.
-        self.node(number)?.until("grep -q 'resource transition completed' /var/log/ha-log")
+        // Earlier it would not take over, and it does not say when its peer knows.
+        let is_ready = "grep -q 'remote resource transition completed' /var/log/ha-log && \
+                        grep -q 'Initial resource acquisition complete' /var/log/ha-log";
+        self.node(number)?.until(is_ready)?;
+        std::thread::sleep(Duration::from_secs(5));
+        Ok(())
     }
 
     /// What both nodes logged last.

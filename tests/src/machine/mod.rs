@@ -122,7 +122,7 @@ impl Lab {
         let dir = self.dir.path().join(&config.name);
         std::fs::create_dir_all(dir.join("root"))?;
         std::fs::create_dir_all(dir.join("srv"))?;
-        let programs: Vec<_> = config.programs.iter().map(|p| p.display().to_string()).collect();
+        let programs = self.copies(&config.programs)?;
         let env = [
             ("DIR", &*dir.display().to_string()),
             ("NAME", &config.name),
@@ -142,6 +142,20 @@ impl Lab {
         machine.run("ip", &["addr", "add", &config.address, "brd", "+", "dev", "eth0"])?.ok()?;
         machine.run("ip", &["link", "set", "eth0", "up"])?.ok()?;
         Ok(machine)
+    }
+
+    /// Programs as they are now: those in the build folder may be built anew meanwhile.
+    fn copies(&self, programs: &[PathBuf]) -> Result<Vec<String>> {
+        let dir = self.dir.path().join("programs");
+        std::fs::create_dir_all(&dir)?;
+        let copy = |program: &PathBuf| {
+            let to = dir.join(program.file_name().context("a program")?);
+            if !to.exists() {
+                std::fs::copy(program, &to)?;
+            }
+            Ok(to.display().to_string())
+        };
+        programs.iter().map(copy).collect()
     }
 
     /// The current is gone: nothing of the machine says goodbye.
