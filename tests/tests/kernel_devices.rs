@@ -216,7 +216,7 @@ fn taken_over(driver: Driver) -> Result<()> {
     pair.tell(pair.peer.until("ro:Primary/Secondary ds:UpToDate/UpToDate"))?;
     // The device is gone, and whoever writes to it is told so.
     pair.tell(pair.guest.wait_for("! [ -e /dev/drbd0 ]", LONG))?;
-    let write = "if ( echo after > /mnt/other && sync -f /mnt ); then exit 1; fi; \
+    let write = "if dd if=/dev/zero of=/mnt/other bs=4k count=1 conv=fsync; then exit 1; fi; \
                  dmesg | grep -q 'I/O error'";
     pair.tell(pair.guest.ok(write))?;
     pair.tell(pair.guest.ok("umount /mnt; ! grep -q ' /mnt ' /proc/mounts"))?;
