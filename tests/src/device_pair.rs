@@ -21,7 +21,7 @@ const PORT: u16 = 7789;
 const SETTINGS: &str = "/etc/drbd.d/drbdrs.toml";
 
 /// Writes everywhere on the device, and reads again what it has written before.
-pub const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
+const FIO: &str = "fio --name=f --filename=/dev/drbd0 --direct=1 --rw=randwrite --bsrange=4k-64k \
                        --size=24m --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1";
 
 /// Both nodes.
@@ -165,6 +165,54 @@ impl DevicePair {
         ensure!(!log.contains("I/O error"), "{log}");
         self.compare()?;
         self.tell(self.adm("secondary r0"))?;
+        self.guest.shutdown()
+    }
+
+    /// Everything that people do with a disk: load, a file system that is used, trimmed, checked and
+    /// grown, discards and zeroes. In the end both disks are equal, and the device is gone with the
+    /// role. `own` and `gone` are scripts of what only this kind of
+    /// device has to hold while it is there, and afterwards.
+    ///
+    /// # Errors
+    /// It is otherwise.
+    pub fn carry_a_file_system(mut self, own: &str, gone: &str) -> Result<()> {
+        let start = Instant::now();
+        let say = |what: &str| println!("{:.1} s: {what}", start.elapsed().as_secs_f32());
+        let run = |script: &str| self.tell(self.guest.ok(script));
+        run("test -b /dev/drbd0 && test -b /dev/drbd/by-res/r0/0")?;
+        run(own)?;
+        run(FIO)?;
+        say("fio");
+        run("mkfs.ext4 -q -b 4096 /dev/drbd0 8192 && mount /dev/drbd0 /mnt && \
+             dd if=/dev/urandom of=/mnt/file bs=64k count=40 2>/dev/null && \
+             sha256sum < /mnt/file > /mnt/sum && \
+             dd if=/dev/urandom of=/mnt/gone bs=64k count=80 2>/dev/null && sync && rm /mnt/gone")?;
+        let held = self.guest.run("/opt/drbdrs/drbdadm secondary r0 2>&1")?;
+        ensure!(held.status != 0 && held.out.contains("held open"), "{held:?}");
+        let trimmed = run("fstrim -v /mnt")?;
+        ensure!(!trimmed.contains(": 0 B"), "{trimmed}");
+        run("umount /mnt && /sbin/e2fsck -fp /dev/drbd0")?;
+        run("resize2fs /dev/drbd0 12288 2>&1 && /sbin/e2fsck -fn /dev/drbd0 && \
+             mount /dev/drbd0 /mnt && sha256sum < /mnt/file | cmp - /mnt/sum && umount /mnt")?;
+        say("file system");
+        self.compare()?;
+        run("/sbin/blkdiscard -f -o 1048576 -l 8388608 /dev/drbd0 && \
+             /sbin/blkdiscard -f -z -o 16777216 -l 4194304 /dev/drbd0")?;
+        let zeroes = |at: u32, mib: u32| {
+            let read = format!("dd if=/dev/drbd0 bs=1M skip={at} count={mib} 2>/dev/null");
+            format!("{read} | cmp -n {} - /dev/zero", mib << 20)
+        };
+        run(&format!("{} && {}", zeroes(1, 8), zeroes(16, 4)))?;
+        self.compare()?;
+        say("discards and zeroes");
+        self.tell(self.adm("secondary r0"))?;
+        self.tell(
+            self.guest.ok(&format!("! ls /dev/drbd0 && ! ls /dev/drbd/by-res/r0/0 && {gone}")),
+        )?;
+        self.tell(self.adm("down r0"))?;
+        say("down");
+        let log = self.guest.log()?;
+        ensure!(!log.contains("I/O error"), "{log}");
         self.guest.shutdown()
     }
 

@@ -113,4 +113,6 @@ found_by! {
     a_disk_that_is_given_up_keeps_its_buffers: 44381;
     what_starts_again_is_not_in_flight: 63852;
     a_disk_that_fails_while_ahead_leaves_no_good_data: 21234;
+    a_start_that_waited_is_over_when_the_source_pulls_ahead: 66519;
+    the_peer_is_told_what_did_not_come_of_its_consent: 66930;
 }

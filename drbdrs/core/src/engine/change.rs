@@ -559,7 +559,8 @@ async fn attempt(cx: &Cx, nr: VolumeNr, wanted: Wanted, opt: Opt) -> Changed {
         (old, new)
     });
     check::hard(&old, &new)?;
-    if !opt.hard && cluster_wide(&old, &new) {
+    let asks = !opt.hard && cluster_wide(&old, &new);
+    if asks {
         let asked = ask_peer(cx, nr, wanted, &old, &new).await;
         if let Err(refusal) = asked {
             cx.with(|core| core.log_refusal(nr, &old, &new, refusal, opt));
@@ -568,7 +569,13 @@ async fn attempt(cx: &Cx, nr: VolumeNr, wanted: Wanted, opt: Opt) -> Changed {
     }
     cx.with(|core| {
         let state = core.state(nr);
-        core.set_state(nr, wanted.apply(&state), opt)
+        let result = core.set_state(nr, wanted.apply(&state), opt);
+        let state = core.state(nr);
+        if asks && wanted.apply(&state) != state && state.conn >= Cstate::Connected {
+            // Something came between: the peer, which consented, takes it for done.
+            core.send_state(nr, state);
+        }
+        result
     })
 }
 

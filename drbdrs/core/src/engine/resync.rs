@@ -213,11 +213,8 @@ pub(super) async fn on_sync_uuid(cx: &Cx, nr: VolumeNr, sync: Gi) {
 
 /// Spec: states §11.2.
 pub(super) async fn start(cx: &Cx, nr: VolumeNr, side: Side) {
-    let running = cx.with(|core| {
-        let conn = core.state(nr).conn;
-        conn >= Cstate::SyncSource && conn < Cstate::Ahead
-    });
-    if running {
+    let from = cx.with(|core| core.state(nr).conn);
+    if from >= Cstate::SyncSource && from < Cstate::Ahead {
         cx.with(|core| core.log(Severity::Error, Some(nr), "Resync already running!"));
         return;
     }
@@ -233,7 +230,11 @@ pub(super) async fn start(cx: &Cx, nr: VolumeNr, side: Side) {
             }
             core.start(move |cx| async move {
                 cx.until(move |core| (!core.is_state_locked(nr)).then_some(())).await;
-                cx.with(|core| core.queue_work(Work::StartResync { nr, side }));
+                cx.with(|core| {
+                    if !core.is_source_ahead(nr, from) {
+                        core.queue_work(Work::StartResync { nr, side });
+                    }
+                });
             });
         });
         return;
@@ -243,7 +244,7 @@ pub(super) async fn start(cx: &Cx, nr: VolumeNr, side: Side) {
         super::io::flush_data(cx, nr).await;
     }
     settle_unlogged_writes(cx, nr).await;
-    let begun = cx.with(|core| core.begin_resync(nr, side));
+    let begun = cx.with(|core| !core.is_source_ahead(nr, from) && core.begin_resync(nr, side));
     if begun && side == Side::Source && cx.with(|core| core.conn.version < 96) {
         send_sync_uuid(cx, nr).await;
     }
@@ -302,6 +303,12 @@ async fn ask_handler(cx: &Cx, nr: VolumeNr, side: Side) -> bool {
 }
 
 impl Core {
+    /// Has the source pulled ahead since this state? Then this start is over: with its return comes
+    /// another identifier, and nothing may be asked for before.
+    fn is_source_ahead(&self, nr: VolumeNr, from: Cstate) -> bool {
+        from != Cstate::Behind && self.state(nr).conn == Cstate::Behind
+    }
+
     /// Returns whether the resync has begun (perhaps paused).
     fn begin_resync(&mut self, nr: VolumeNr, side: Side) -> bool {
         let state = self.state(nr);

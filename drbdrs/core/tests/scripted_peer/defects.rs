@@ -248,6 +248,25 @@ fn a_late_resync_ack_clears_no_newer_mark() {
     assert_eq!(script.engine.is_dirty(0, 1), Some(true), "only this node has it");
 }
 
+/// Not in the list: the peer consented to an invalidate and lost its disk at once. It took this node
+/// for Inconsistent from then on, and refused every disk.
+#[test]
+fn the_peer_is_told_what_did_not_come_of_its_consent() {
+    let mut script = secondary();
+    script.begin(Command::Invalidate(V0));
+    assert!(matches!(sent(&mut script)[..], [Packet::StateChgReq(..)]));
+    let state = Fields { disk: Dstate::Diskless, ..peer_connected() };
+    script.peer(Stream::Data, 0, Packet::State(state.pack()), 0);
+    script.peer(Stream::Meta, 0, Packet::StateChgReply(1), 0);
+    assert_eq!(script.state(0).conn, Cstate::Connected, "{:?}", script.log);
+    let told = sent(&mut script).into_iter().rev().find_map(|packet| match packet {
+        Packet::State(word) => word.unpack().ok(),
+        _ => None,
+    });
+    let told = told.map(|state| (state.conn, state.disk));
+    assert_eq!(told, Some((Cstate::Connected, Dstate::UpToDate)), "{:?}", script.log);
+}
+
 /// Not in the list: the same on the side of the target.
 #[test]
 fn data_that_newer_data_has_overtaken_clears_no_bit() {
