@@ -115,4 +115,5 @@ found_by! {
     a_disk_that_fails_while_ahead_leaves_no_good_data: 21234;
     a_start_that_waited_is_over_when_the_source_pulls_ahead: 66519;
     the_peer_is_told_what_did_not_come_of_its_consent: 66930;
+    a_disk_is_attached_before_it_is_invalidated: 55126;
 }

@@ -320,15 +320,18 @@ async fn disconnect(cx: &Cx, force: bool) -> Reply {
 
 // ---- resync and verify ----
 
+/// Half an attach is no disk: what its bitmap and its activity log say is still to come, and what the
+/// peer says.
+async fn disk_when_attached(cx: &Cx, nr: VolumeNr) -> Dstate {
+    cx.until(move |core| {
+        let disk = core.state(nr).disk;
+        (!matches!(disk, Dstate::Attaching | Dstate::Negotiating)).then_some(disk)
+    })
+    .await
+}
+
 async fn outdate(cx: &Cx, nr: VolumeNr) -> Reply {
-    // Half an attach is no disk: what its bitmap and its activity log say is still to come, and what
-    // the peer says.
-    let disk = cx
-        .until(move |core| {
-            let disk = core.state(nr).disk;
-            (!matches!(disk, Dstate::Attaching | Dstate::Negotiating)).then_some(disk)
-        })
-        .await;
+    let disk = disk_when_attached(cx, nr).await;
     // What is less than that does not become better by it. The original promotes an Inconsistent disk
     // of a connected node that way, even to UpToDate.
     if disk == Dstate::Inconsistent {
@@ -338,6 +341,7 @@ async fn outdate(cx: &Cx, nr: VolumeNr) -> Reply {
 }
 
 async fn invalidate(cx: &Cx, nr: VolumeNr) -> Reply {
+    let _ = disk_when_attached(cx, nr).await;
     if !cx.with(|core| core.volume(nr).is_some_and(|v| v.disk.is_some())) {
         return failure(Failure::NoDisk);
     }
@@ -360,6 +364,7 @@ async fn invalidate(cx: &Cx, nr: VolumeNr) -> Reply {
 }
 
 async fn invalidate_remote(cx: &Cx, nr: VolumeNr) -> Reply {
+    let _ = disk_when_attached(cx, nr).await;
     if !cx.with(|core| core.volume(nr).is_some_and(|v| v.disk.is_some())) {
         return failure(Failure::NoDisk);
     }
