@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use drbd_core::event::{DiskLimits, Opened};
 use drbd_types::{ByteLen, Failure, SectorCount};
@@ -22,6 +23,9 @@ use super::super::io::Fd;
 
 /// Largest request that counts, bytes.
 const MAX_IO: u32 = 1 << 20;
+
+/// How long an open waits for the writes of a process that is gone.
+const LEFTOVERS_LAST: Duration = Duration::from_secs(5);
 
 /// Number of tmpfs among the file systems.
 const TMPFS: u64 = 0x0102_1994;
@@ -98,12 +102,16 @@ impl OpenDisk {
         self.opened.meta_device = ByteLen(self.meta().len);
     }
 
-    /// Opens both.
+    /// Opens both. Waits a while for what a process that is gone was writing there.
     ///
     /// # Errors
     /// Not there, not permitted, in use, or neither a block device nor a file.
     pub fn open(paths: &DiskPaths) -> Result<Self, OpenError> {
-        let (data, limits) = Device::open(&paths.backing, Role::Data, true)?;
+        Self::open_within(paths, LEFTOVERS_LAST)
+    }
+
+    pub(super) fn open_within(paths: &DiskPaths, patience: Duration) -> Result<Self, OpenError> {
+        let (data, limits) = Device::open(&paths.backing, Role::Data, true, patience)?;
         let meta = match &paths.meta {
             None => None,
             Some(path) if is_same(path, &data.file) => {
@@ -118,7 +126,7 @@ impl OpenDisk {
             // Several volumes have slots of an indexed device.
             Some(path) => {
                 let alone = !matches!(paths.placement, Placement::Indexed(_));
-                Some(Device::open(path, Role::Meta, alone)?.0)
+                Some(Device::open(path, Role::Meta, alone, patience)?.0)
             }
         };
         let meta_len = meta.as_ref().map_or(data.len, |meta| meta.len);
@@ -139,7 +147,12 @@ pub(super) fn measure(files: &[Fd; 2]) -> Result<[u64; 2], i32> {
 }
 
 impl Device {
-    fn open(path: &Path, role: Role, alone: bool) -> Result<(Self, DiskLimits), OpenError> {
+    fn open(
+        path: &Path,
+        role: Role,
+        alone: bool,
+        patience: Duration,
+    ) -> Result<(Self, DiskLimits), OpenError> {
         let shown = path.display();
         let failure = role.cannot_open();
         let busy = |who: &str| OpenError {
@@ -155,11 +168,23 @@ impl Device {
         let info = std::fs::metadata(path).map_err(failed)?;
         match FileType::from_raw_mode(info.mode()) {
             FileType::BlockDevice => {
-                let file = open_block(path, alone).map_err(|error| match error.kind() {
-                    io::ErrorKind::ResourceBusy => busy(&users_of_block(info.rdev())),
-                    _ => failed(error),
-                })?;
-                block_device(file, info.rdev()).map_err(failed)
+                let is_busy = |opened: &io::Result<OwnedFd>| {
+                    opened.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy)
+                };
+                let mut opened = open_block(path, alone);
+                if is_busy(&opened) {
+                    if let Some(user) = user_of_block(info.rdev()) {
+                        return Err(busy(&user));
+                    }
+                    let is_free = wait_for(patience, || {
+                        opened = open_block(path, alone);
+                        !is_busy(&opened)
+                    });
+                    if !is_free {
+                        return Err(busy("opened exclusively by somebody else"));
+                    }
+                }
+                block_device(opened.map_err(failed)?, info.rdev()).map_err(failed)
             }
             FileType::RegularFile => {
                 let pid = std::process::id();
@@ -177,7 +202,8 @@ impl Device {
                 // still be on its way, and keeps the open file and this lock, as it keeps the claim
                 // on a block device.
                 let lock = FlockOperation::NonBlockingLockExclusive;
-                if alone && flock(&file, lock) == Err(Errno::WOULDBLOCK) {
+                let is_free = || flock(&file, lock) != Err(Errno::WOULDBLOCK);
+                if alone && !wait_for(patience, is_free) {
                     return Err(busy("writes of a process that is gone have not ended"));
                 }
                 Ok(plain_file(file, &info, align, claim))
@@ -338,14 +364,14 @@ fn block_folder(rdev: u64) -> PathBuf {
 }
 
 /// Who has this block device, as far as can be found out.
-fn users_of_block(rdev: u64) -> String {
+fn user_of_block(rdev: u64) -> Option<String> {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let device = format!("{major}:{minor}");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for line in mounts.lines() {
         let mut words = line.split(' ');
         if words.nth(2) == Some(&device) {
-            return format!("it is mounted on {}", words.nth(1).unwrap_or("?"));
+            return Some(format!("it is mounted on {}", words.nth(1).unwrap_or("?")));
         }
     }
     let holders = std::fs::read_dir(block_folder(rdev).join("holders"));
@@ -355,11 +381,22 @@ fn users_of_block(rdev: u64) -> String {
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         .collect();
     if !names.is_empty() {
-        return format!("it is part of {}", names.join(", "));
+        return Some(format!("it is part of {}", names.join(", ")));
     }
-    match pid_with_block(rdev) {
-        Some(pid) => format!("opened by pid:{pid}"),
-        None => "opened exclusively by somebody else".into(),
+    pid_with_block(rdev).map(|pid| format!("opened by pid:{pid}"))
+}
+
+/// Asks again and again.
+fn wait_for(patience: Duration, mut is_free: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    loop {
+        if is_free() {
+            return true;
+        }
+        if begin.elapsed() >= patience {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -542,9 +542,13 @@ fn a_file_that_is_still_being_written_is_not_opened_again() {
     let disk = OpenDisk::open(&paths(&path)).unwrap();
     let in_flight = rustix::io::dup(&disk.data.file).unwrap();
     drop(disk);
-    let error = OpenDisk::open(&paths(&path)).unwrap_err();
+    let error = OpenDisk::open_within(&paths(&path), Duration::from_millis(20)).unwrap_err();
     assert_eq!(error.errno, libc::EBUSY);
     assert!(error.text.contains("have not ended"), "{error}");
-    drop(in_flight);
+    let end = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(in_flight);
+    });
     assert!(OpenDisk::open(&paths(&path)).is_ok());
+    end.join().unwrap();
 }
