@@ -116,4 +116,6 @@ found_by! {
     a_start_that_waited_is_over_when_the_source_pulls_ahead: 66519;
     the_peer_is_told_what_did_not_come_of_its_consent: 66930;
     a_disk_is_attached_before_it_is_invalidated: 55126;
+    a_failed_disk_does_not_become_better_by_being_outdated: 83110;
+    two_changes_of_the_state_do_not_wait_for_each_other: 86234;
 }

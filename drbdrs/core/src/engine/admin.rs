@@ -334,7 +334,7 @@ async fn outdate(cx: &Cx, nr: VolumeNr) -> Reply {
     let disk = disk_when_attached(cx, nr).await;
     // What is less than that does not become better by it. The original promotes an Inconsistent disk
     // of a connected node that way, even to UpToDate.
-    if disk == Dstate::Inconsistent {
+    if matches!(disk, Dstate::Inconsistent | Dstate::Failed) {
         return changed(Ok(Done::Nothing));
     }
     changed(request(cx, nr, Wanted::disk(Dstate::Outdated), Opt::COMMAND).await)

@@ -185,24 +185,23 @@ pub(super) async fn on_uuids(cx: &Cx, nr: VolumeNr, uuids: Uuids) -> bool {
     });
     match step {
         Step::Failed => return false,
-        Step::SkipInitialSync => skip_initial_sync(cx, nr, &uuids).await,
+        Step::SkipInitialSync => {
+            skip_initial_sync(cx, nr, &uuids).await;
+            cx.with(|core| core.log_slots(nr, "receiver updated UUIDs to"));
+        }
         Step::Done => {}
     }
-    let lock = super::change::lock(cx, nr).await;
-    lock.release(cx);
+    // What the peer's data are counts when a change of the state that is under way has ended. The
+    // original lets all packets wait for that, and hangs if the peer waits for an answer, too: the
+    // requests of both are behind such a packet.
     cx.with(|core| {
-        let Some(volume) = core.volume_mut(nr) else { return };
-        if volume.state.conn >= Cstate::Connected
-            && volume.state.disk < Dstate::Inconsistent
-            && !volume.exposed.same(uuids.current)
-        {
-            volume.exposed = uuids.current;
-            let text =
-                format!("receiver updated UUIDs to effective data uuid: {:016X}", uuids.current.0);
-            core.info(nr, text);
-        }
-        if step == Step::SkipInitialSync {
-            core.log_slots(nr, "receiver updated UUIDs to");
+        if core.is_state_locked(nr) {
+            core.start(move |cx| async move {
+                super::change::lock(&cx, nr).await.release(&cx);
+                cx.with(|core| core.follow_uuids(nr));
+            });
+        } else {
+            core.follow_uuids(nr);
         }
     });
     true
@@ -237,4 +236,20 @@ async fn skip_initial_sync(cx: &Cx, nr: VolumeNr, uuids: &Uuids) {
         let _ = core.set_state(nr, new, Opt::VERBOSE);
     });
     let _ = meta::sync(cx, nr).await;
+}
+
+impl Core {
+    /// Without a disk the application sees the data of the peer.
+    fn follow_uuids(&mut self, nr: VolumeNr) {
+        let Some(volume) = self.volume_mut(nr) else { return };
+        let Some(current) = volume.peer_uuids.map(|uuids| uuids.current) else { return };
+        if volume.state.conn >= Cstate::Connected
+            && volume.state.disk < Dstate::Inconsistent
+            && !volume.exposed.same(current)
+        {
+            volume.exposed = current;
+            let text = format!("receiver updated UUIDs to effective data uuid: {:016X}", current.0);
+            self.info(nr, text);
+        }
+    }
 }
