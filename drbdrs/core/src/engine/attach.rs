@@ -487,12 +487,10 @@ pub(super) async fn disk_failed(cx: &Cx, nr: VolumeNr, new: &Fields) {
             core.send_state(nr, *new);
         }
         core.cancel_resync(nr);
-        if let Some(volume) = core.volume_mut(nr) {
-            volume.marks.failure_untold = false;
-            if let Some(disk) = volume.disk.as_mut() {
-                disk.is_failing = true;
-            }
+        if let Some(disk) = core.volume_mut(nr).and_then(|volume| volume.disk.as_mut()) {
+            disk.is_failing = true;
         }
+        core.failure_is_told(nr);
         core.touch();
     });
     let _ = meta::sync(cx, nr).await;

@@ -524,6 +524,7 @@ impl Core {
         let progress = request.progress;
         let may_complete = !request.is_completed
             && progress.is_finished()
+            && !self.waits_for_handler(&request)
             && (!is_suspended || progress.outlasts_suspension());
         if may_complete {
             self.complete(key, &request);
@@ -531,6 +532,25 @@ impl Core {
         let Some(request) = self.log.get(key) else { return };
         if request.is_completed && request.progress.may_be_forgotten() {
             self.forget(key);
+        }
+    }
+
+    /// The own disk has refused this write. Until the handler of that has ended and the peer is told,
+    /// nobody but this process knows that the block here is old: if the handler stops the machine, as
+    /// many do, the disk comes back as that of a crashed Primary, and its block replaces the peer's.
+    fn waits_for_handler(&self, request: &Request) -> bool {
+        request.kind.is_write()
+            && request.progress.local == Local::Error
+            && self.volume(request.volume).is_some_and(|v| v.marks.failure_untold)
+    }
+
+    /// Goes on with what waited for that.
+    pub(super) fn failure_is_told(&mut self, nr: VolumeNr) {
+        if let Some(volume) = self.volume_mut(nr) {
+            volume.marks.failure_untold = false;
+        }
+        for key in self.log.keys(|r| r.volume == nr && r.progress.local == Local::Error) {
+            self.advance(key);
         }
     }
 

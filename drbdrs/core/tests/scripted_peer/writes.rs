@@ -179,10 +179,12 @@ fn writes_wait_for_the_handler_of_a_failed_disk() {
     script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id), 0);
     sent(&mut script);
     script.holds = true;
-    write(&mut script, 8);
+    let failed = write(&mut script, 8);
     let id = id_of(&only(sent(&mut script)));
     script.answer(0, Some(IoFailure::Device(5)));
     script.peer(Stream::Meta, 0, ack(AckKind::WriteAck, 8, id), 0);
+    // A handler that stops the machine would make the old block here win over the peer's.
+    assert!(!script.completed.contains_key(&failed.0), "{:?}", script.log);
     write(&mut script, 16);
     let packets = sent(&mut script);
     assert!(
@@ -194,6 +196,7 @@ fn writes_wait_for_the_handler_of_a_failed_disk() {
     let news = packets.iter().position(|p| matches!(p, Packet::State(..)));
     let data = packets.iter().position(|p| matches!(p, Packet::Data(..)));
     assert!(news.is_some() && news < data, "{packets:?}");
+    assert_eq!(script.completed[&failed.0], Ok(()));
 }
 
 /// Defect 14.5 of the original: a flush did not wait for the peer.
