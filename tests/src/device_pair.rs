@@ -15,6 +15,17 @@ use crate::program_of;
 
 /// Where our programs are in the guest.
 pub const OURS: &str = "/opt/drbdrs";
+/// A configuration of two guests, the same for the original's tools and ours.
+pub const TWO_NODES: &str = "\
+global { usage-count no; }
+resource r0 {
+  device /dev/drbd0; disk /dev/vda; meta-disk internal;
+  net { protocol C; connect-int 2; ping-timeout 30; }
+  disk { resync-rate 200M; c-plan-ahead 0; }
+  on one { address 192.168.7.1:7789; }
+  on other { address 192.168.7.2:7789; }
+}
+";
 /// Port of the guest.
 const PORT: u16 = 7789;
 /// Settings of the guest's daemon.
@@ -284,20 +295,25 @@ impl DevicePair {
 /// They do not run there.
 pub fn install(guest: &Guest) -> Result<()> {
     guest.ok(&format!("mkdir -p {OURS} /etc/drbd.d"))?;
-    let folder = TempDir::new()?;
     let packages = [
         ("drbdrs", "drbdrs"),
         ("drbdadm", "drbdadm"),
         ("drbdadm", "drbdsetup"),
         ("drbdmeta", "drbdmeta"),
     ];
-    for (package, name) in packages {
-        // Without what only a debugger needs it is copied in a third of the time.
-        let stripped = folder.path().join(name);
-        let mut strip = Command::new("strip");
-        let output = strip.arg("-o").arg(&stripped).arg(program_of(package, name)).output()?;
-        ensure!(output.status.success(), "strip: {}", String::from_utf8_lossy(&output.stderr));
-        guest.put_program(&stripped, &format!("{OURS}/{name}"))?;
-    }
-    Ok(())
+    packages.into_iter().try_for_each(|(package, name)| install_program(guest, package, name))
+}
+
+/// Puts one program of a package beside them.
+///
+/// # Errors
+/// It can not be stripped or copied.
+pub fn install_program(guest: &Guest, package: &str, name: &str) -> Result<()> {
+    // Without what only a debugger needs it is copied in a third of the time.
+    let folder = TempDir::new()?;
+    let stripped = folder.path().join(name);
+    let mut strip = Command::new("strip");
+    let output = strip.arg("-o").arg(&stripped).arg(program_of(package, name)).output()?;
+    ensure!(output.status.success(), "strip: {}", String::from_utf8_lossy(&output.stderr));
+    guest.put_program(&stripped, &format!("{OURS}/{name}"))
 }

@@ -77,3 +77,17 @@ pub fn trial(
     let no_skip = std::env::var("DRBDRS_NO_SKIP").is_ok_and(|v| v == "1");
     Trial::test(name, body).with_ignored_flag(missing && !no_skip)
 }
+
+/// A test of a suite: its name, what it needs, and what it does.
+pub type Case<'a> = (&'a str, &'a [Need], fn() -> anyhow::Result<()>);
+
+/// The `main` of a suite.
+pub fn suite(cases: &[Case<'_>]) -> ! {
+    let args = libtest_mimic::Arguments::from_args();
+    let trials = cases.iter().map(|&(name, needs, body)| {
+        trial(name, needs, move || {
+            body().map_err(|error| libtest_mimic::Failed::from(format!("{error:#}")))
+        })
+    });
+    libtest_mimic::run(&args, trials.collect()).exit()
+}

@@ -8,24 +8,20 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use drbdrs_tests::guest::{self, Disk, Guest};
 use drbdrs_tests::machine::{Config, Lab, Machine};
-use drbdrs_tests::need::{Need, trial};
+use drbdrs_tests::need::{Case, Need, suite};
 use drbdrs_tests::nodes::Programs;
 use drbdrs_tests::ocf;
-use libtest_mimic::{Arguments, Failed, Trial};
 
 const DRBDDISK: &str = "/etc/ha.d/resource.d/drbddisk";
 const INIT: &str = "/etc/init.d/drbd";
 const OCF: &str = "/usr/lib/ocf/resource.d/linbit/drbd";
 const OCF_FUNCTIONS: &str = "/usr/lib/ocf/lib/heartbeat/ocf-shellfuncs";
 
-type Body = fn() -> Result<()>;
-
 fn main() {
-    let args = Arguments::from_args();
     let original = [Need::Root, Need::File(DRBDDISK), Need::Program("qemu-io")];
     let agent = [Need::Root, Need::File(OCF), Need::File(OCF_FUNCTIONS)];
     let with_kernel = [&original[..], &[Need::Guest]].concat();
-    let tests: [(&str, &[Need], Body); 4] = [
+    let tests: [Case<'_>; 4] = [
         ("drbddisk_and_the_init_script_end_as_with_the_kernel", &with_kernel, with_the_kernel),
         ("our_drbddisk_ends_as_the_original", &original, own_drbddisk),
         ("the_original_ocf_agent_ends_and_calls_as_with_the_kernel", &agent, || {
@@ -35,13 +31,7 @@ fn main() {
             ocf::follow_trace(&shipped("ocf/drbd"), false)
         }),
     ];
-    let trials: Vec<Trial> = tests
-        .into_iter()
-        .map(|(name, needs, body)| {
-            trial(name, needs, move || body().map_err(|e| Failed::from(format!("{e:#}"))))
-        })
-        .collect();
-    libtest_mimic::run(&args, trials).exit();
+    suite(&tests);
 }
 
 /// An agent of this tree.

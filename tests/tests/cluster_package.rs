@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use drbdrs_tests::machine::{Config, Lab, Machine};
-use drbdrs_tests::need::{Need, trial};
+use drbdrs_tests::need::{Case, Need, suite};
 use drbdrs_tests::nodes::{Did, Programs};
-use libtest_mimic::{Arguments, Failed, Trial};
 
 const DPKG: Need = Need::Program("dpkg-deb");
 const ANALYZE: Need = Need::Program("systemd-analyze");
@@ -25,23 +24,14 @@ const RESOURCE: &str = "resource r0 {
 }
 ";
 
-type Body = fn() -> Result<()>;
-
 fn main() {
-    let args = Arguments::from_args();
     let qemu = Need::Program("qemu-io");
-    let tests: [(&str, &[Need], Body); 3] = [
+    let tests: [Case<'_>; 3] = [
         ("installed_used_upgraded_and_removed", &[Need::Root, DPKG, qemu], life),
         ("systemd_takes_the_units", &[Need::Root, DPKG, ANALYZE], units),
         ("readiness_and_watchdog", &[], notifications),
     ];
-    let trials: Vec<Trial> = tests
-        .into_iter()
-        .map(|(name, needs, body)| {
-            trial(name, needs, move || body().map_err(|e| Failed::from(format!("{e:#}"))))
-        })
-        .collect();
-    libtest_mimic::run(&args, trials).exit();
+    suite(&tests);
 }
 
 /// Packs the programs as this revision, in this folder.

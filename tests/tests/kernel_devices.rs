@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use drbdrs_tests::device_pair::{DevicePair, OURS, install};
+use drbdrs_tests::device_pair::{DevicePair, OURS, TWO_NODES, install};
 use drbdrs_tests::guest::{Config, Disk, Guest, Pair};
 use drbdrs_tests::kernel_pair::LONG;
 use drbdrs_tests::need::{Need, trial};
@@ -47,18 +47,6 @@ impl Driver {
         DevicePair::new(&format!("[{:?}]", self.0), &[self.1], BYTES)
     }
 }
-
-/// For the original's tools and for ours.
-const TWO_NODES: &str = "\
-global { usage-count no; }
-resource r0 {
-  device /dev/drbd0; disk /dev/vda; meta-disk internal;
-  net { protocol C; connect-int 2; ping-timeout 30; }
-  disk { resync-rate 200M; c-plan-ahead 0; }
-  on one { address 192.168.7.1:7789; }
-  on other { address 192.168.7.2:7789; }
-}
-";
 
 /// A file with random content, and its checksum.
 fn write_file(name: &str) -> String {

@@ -2,21 +2,14 @@
 
 use anyhow::Result;
 use drbdrs_tests::device_pair::DevicePair;
-use drbdrs_tests::need::{Need, trial};
-use libtest_mimic::{Arguments, Failed};
+use drbdrs_tests::need::{Need, suite};
 
 fn main() {
-    let args = Arguments::from_args();
-    let test = |name, body: fn() -> Result<()>| {
-        trial(name, &[Need::Guest, Need::Program("strip")], move || {
-            body().map_err(|error| Failed::from(format!("{error:#}")))
-        })
-    };
-    let tests = vec![
-        test("a_file_system_on_an_nbd_device", file_system),
-        test("the_daemon_is_killed_under_an_nbd_device", killed),
-    ];
-    libtest_mimic::run(&args, tests).exit();
+    let needs = [Need::Guest, Need::Program("strip")];
+    suite(&[
+        ("a_file_system_on_an_nbd_device", &needs, file_system),
+        ("the_daemon_is_killed_under_an_nbd_device", &needs, killed),
+    ]);
 }
 
 /// Size of the backing disks.

@@ -1,13 +1,11 @@
 //! A node of a running pair of kernels is replaced by our programs on the same machine, and comes
 //! back: what an administrator does who wants to try them.
 
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
+use drbdrs_tests::device_pair::{self, OURS, TWO_NODES};
 use drbdrs_tests::guest::{Config, Disk, Guest, Pair};
 use drbdrs_tests::interop::row;
 use drbdrs_tests::kernel_pair::LONG;
-use drbdrs_tests::program_of;
 use libtest_mimic::Arguments;
 
 fn main() {
@@ -16,20 +14,6 @@ fn main() {
         vec![row(7, "both", "a_node_of_a_kernel_pair_is_replaced_and_comes_back", replaced)];
     libtest_mimic::run(&args, tests).exit();
 }
-
-/// Where our programs are in a guest.
-const OURS: &str = "/opt/drbdrs";
-/// The same file for the original tools and ours.
-const TWO_NODES: &str = "\
-global { usage-count no; }
-resource r0 {
-  device /dev/drbd0; disk /dev/vda; meta-disk internal;
-  net { protocol C; connect-int 2; ping-timeout 30; }
-  disk { resync-rate 200M; c-plan-ahead 0; }
-  on one { address 192.168.7.1:7789; }
-  on other { address 192.168.7.2:7789; }
-}
-";
 
 /// Two kernels as a pair. One of them is replaced by our programs, on the same machine, with the
 /// same disk and the same configuration file, while the other goes on writing; and back.
@@ -58,27 +42,8 @@ fn replaced() -> Result<()> {
 }
 
 fn install(guest: &Guest) -> Result<()> {
-    guest.ok(&format!("mkdir -p {OURS}"))?;
-    let folder = tempfile::TempDir::new()?;
-    for (package, name) in [
-        ("drbdrs", "drbdrs"),
-        ("drbdadm", "drbdadm"),
-        ("drbdadm", "drbdsetup"),
-        ("drbdmeta", "drbdmeta"),
-        ("drbdrs-workload", "workload"),
-    ] {
-        // Without what only a debugger needs it is copied in a third of the time.
-        let stripped = folder.path().join(name);
-        run(Command::new("strip").arg("-o").arg(&stripped).arg(program_of(package, name)))?;
-        guest.put_program(&stripped, &format!("{OURS}/{name}"))?;
-    }
-    Ok(())
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    device_pair::install(guest)?;
+    device_pair::install_program(guest, "drbdrs-workload", "workload")
 }
 
 fn both_well(kernel: &Guest) -> Result<()> {

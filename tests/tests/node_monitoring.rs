@@ -5,10 +5,9 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use drbdrs_tests::need::{Need, trial};
+use drbdrs_tests::need::{Case, Need, suite};
 use drbdrs_tests::nodes::{Did, Node, Pair, Programs, eventually};
 use drbdrs_workload::nbd::Client;
-use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::Signal;
 
 const DISK: u64 = 8 << 20;
@@ -17,11 +16,8 @@ const SETTINGS: &str = "[node]\nhandler-program = \"/bin/true\"\n";
 const DRBDMON: Need = Need::File("/usr/sbin/drbdmon");
 const TMUX: Need = Need::Program("tmux");
 
-type Body = fn() -> Result<()>;
-
 fn main() {
-    let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 6] = [
+    let tests: [Case<'_>; 6] = [
         ("a_split_brain_is_explained_and_resolved_for_the_peer", &[], keep_peer),
         ("a_split_brain_is_resolved_for_this_node_once_the_peer_agrees", &[], keep_local),
         ("a_split_brain_is_resolved_by_a_node_that_has_forgotten_it", &[], forgotten),
@@ -29,13 +25,7 @@ fn main() {
         ("check_has_four_exit_codes", &[], check),
         ("the_originals_drbdmon", &[DRBDMON, TMUX], drbdmon),
     ];
-    let trials: Vec<Trial> = tests
-        .into_iter()
-        .map(|(name, needs, body)| {
-            trial(name, needs, move || body().map_err(|e| Failed::from(format!("{e:#}"))))
-        })
-        .collect();
-    libtest_mimic::run(&args, trials).exit();
+    suite(&tests);
 }
 
 // ---- split brain ----

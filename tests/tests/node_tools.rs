@@ -5,9 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use drbdrs_tests::need::{Need, trial};
+use drbdrs_tests::need::{Case, Need, suite};
 use drbdrs_tests::nodes::{Did, Node, Pair, Programs, eventually};
-use libtest_mimic::{Arguments, Failed, Trial};
 
 const MIB: u64 = 1 << 20;
 const FIO: Need = Need::File("/usr/bin/fio");
@@ -17,24 +16,15 @@ const FUSE: Need = Need::File("/dev/fuse");
 const MKFS: Need = Need::File("/usr/sbin/mkfs.ext4");
 const QEMU_IMG: Need = Need::File("/usr/bin/qemu-img");
 
-type Body = fn() -> Result<()>;
-
 fn main() {
-    let args = Arguments::from_args();
-    let tests: [(&str, &[Need], Body); 5] = [
+    let tests: [Case<'_>; 5] = [
         ("fio_verifies_under_protocol_a", &[FIO, QEMU_IMG], || fio("A")),
         ("fio_verifies_under_protocol_b", &[FIO, QEMU_IMG], || fio("B")),
         ("fio_verifies_under_protocol_c", &[FIO, QEMU_IMG], || fio("C")),
         ("a_file_system_through_nbdcopy", &[NBDCOPY, MKFS, QEMU_IMG], copied),
         ("a_file_system_through_nbdfuse", &[NBDFUSE, FUSE, MKFS, QEMU_IMG], mounted),
     ];
-    let trials: Vec<Trial> = tests
-        .into_iter()
-        .map(|(name, needs, body)| {
-            trial(name, needs, move || body().map_err(|e| Failed::from(format!("{e:#}"))))
-        })
-        .collect();
-    libtest_mimic::run(&args, trials).exit();
+    suite(&tests);
 }
 
 fn pair(protocol: &str, size: u64) -> Result<Pair> {

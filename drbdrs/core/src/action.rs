@@ -133,6 +133,20 @@ pub struct DeviceOffer {
     pub physical_block: u32,
 }
 
+impl DeviceOffer {
+    /// What nobody is offered.
+    pub const NOTHING: Self = Self {
+        size: SectorCount(0),
+        is_primary: false,
+        is_continued: false,
+        max_io: 0,
+        max_discard: 0,
+        max_write_zeroes: 0,
+        logical_block: 512,
+        physical_block: 512,
+    };
+}
+
 /// Data of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendData {

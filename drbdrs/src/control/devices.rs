@@ -18,7 +18,7 @@ use drbd_admin::Reply;
 use drbd_conf::settings::{FrontEnd, Settings};
 use drbd_core::action::DeviceOffer;
 use drbd_core::admin::Command;
-use drbd_types::{Failure, Refusal, Role, SectorCount, VolumeNr};
+use drbd_types::{Failure, Refusal, Role, VolumeNr};
 
 use super::machine::Id;
 use super::registry::Node;
@@ -37,18 +37,6 @@ pub(super) struct Slot {
     wanted: Cell<Option<DeviceOffer>>,
     there: tokio::sync::Mutex<There>,
 }
-
-/// What nobody is offered.
-const NOTHING: DeviceOffer = DeviceOffer {
-    size: SectorCount(0),
-    is_primary: false,
-    is_continued: false,
-    max_io: 0,
-    max_discard: 0,
-    max_write_zeroes: 0,
-    logical_block: 512,
-    physical_block: 512,
-};
 
 /// What there is.
 #[derive(Default)]
@@ -144,7 +132,7 @@ pub(super) async fn give_up(node: &Rc<Node>, id: Id, nr: VolumeNr) {
     if role != Some(Role::Secondary) {
         return;
     }
-    let Some(volume) = volume(node, id, nr, NOTHING) else { return };
+    let Some(volume) = volume(node, id, nr, DeviceOffer::NOTHING) else { return };
     node.will.forget_role(volume.minor);
     let drivers = all_drivers(node);
     // A panic there was said already.
@@ -154,7 +142,7 @@ pub(super) async fn give_up(node: &Rc<Node>, id: Id, nr: VolumeNr) {
 
 /// Is there a device of a daemon that is gone, not taken over yet?
 async fn is_awaited(node: &Rc<Node>, id: Id, nr: VolumeNr) -> bool {
-    let Some(volume) = volume(node, id, nr, NOTHING) else { return false };
+    let Some(volume) = volume(node, id, nr, DeviceOffer::NOTHING) else { return false };
     let drivers = all_drivers(node);
     let any = move || drivers.iter().any(|driver| driver.find(&volume).is_some());
     tokio::task::spawn_blocking(any).await.unwrap_or(true)

@@ -55,7 +55,7 @@ impl Core {
             return;
         }
         let parts = if kind.is_write() {
-            self.parts_of_write(nr, kind, range)
+            self.parts_of_write(nr, range)
         } else {
             self.parts_of_read(nr, range)
         };
@@ -161,12 +161,7 @@ impl Core {
     }
 
     /// Local part and network part of a write; `None`: it fails. Spec §1.3 steps 6 to 9.
-    fn parts_of_write(
-        &mut self,
-        nr: VolumeNr,
-        kind: Kind,
-        range: SectorRange,
-    ) -> Option<(bool, Remote)> {
+    fn parts_of_write(&mut self, nr: VolumeNr, range: SectorRange) -> Option<(bool, Remote)> {
         let protocol = self.conn.net.as_ref().map_or(Protocol::C, |net| net.protocol);
         let volume = self.volume_mut(nr)?;
         let state = volume.state;
@@ -184,7 +179,6 @@ impl Core {
         } else {
             Remote::None
         };
-        let _ = kind;
         (has_local || matches!(remote, Remote::Mirror(_))).then_some((has_local, remote))
     }
 

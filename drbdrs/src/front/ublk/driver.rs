@@ -209,16 +209,7 @@ mod tests {
             resource: resource.into(),
             nr: drbd_types::VolumeNr(nr),
             minor: 0,
-            offer: DeviceOffer {
-                size: drbd_types::SectorCount(0),
-                is_primary: true,
-                is_continued: false,
-                max_io: 0,
-                max_discard: 0,
-                max_write_zeroes: 0,
-                logical_block: 512,
-                physical_block: 512,
-            },
+            offer: DeviceOffer { is_primary: true, ..DeviceOffer::NOTHING },
             is_rotational: false,
             to_plane: std::sync::Arc::new(|_| false),
         };
